@@ -1,0 +1,95 @@
+"""Between images and the network's states: pixels in [0, 1] or 0..255 are states in [-1, 1]."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils import make_image_grid
+from PIL import Image, ImageOps
+
+IMAGE_TYPES = ("pil", "np", "pt", "latent")
+
+
+def states_to_images(x: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
+    """Turn states [N, C, H, W] into "pil", "np" ([N, H, W, C] in [0, 1]), "pt" ([N, C, H, W]) or "latent" (as is)."""
+    if output_type == "latent":
+        return x
+    if output_type == "pil":
+        return [Image.fromarray(pixels) for pixels in states_to_uint8(x)]
+    pixels = (x / 2 + 0.5).clamp_(0, 1)
+    return pixels if output_type == "pt" else pixels.permute(0, 2, 3, 1).float().cpu().numpy()
+
+
+def states_to_uint8(x: torch.Tensor) -> np.ndarray:
+    """Turn states [N, C, H, W] into pixels 0..255, [N, H, W, C], or [N, H, W] for one channel."""
+    pixels = (x.float() / 2).add_(0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+    pixels = pixels.permute(0, 2, 3, 1).cpu().numpy()
+    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+
+
+def images_to_states(images: Any, shape: tuple[int, int, int], input_type: str = "image") -> torch.Tensor:
+    """Turn images into float32 states [N, C, H, W] in [-1, 1].
+
+    Args:
+        images: PIL image or list of them, array [N, H, W, C] or [H, W, C], tensor [N, C, H, W] or [C, H, W]; uint8 in
+            0..255 or floats in [0, 1].
+        shape: (C, H, W), which the images must have; PIL images are converted to its grey or colour mode.
+        input_type: "image", or "latent" to take a tensor as the states themselves.
+
+    Raises:
+        ValueError: another type, size or range.
+    """
+    if input_type not in ("image", "latent"):
+        raise ValueError(f"input_type is {input_type!r}; allowed: 'image', 'latent'")
+    states = _to_tensor(images, channels=shape[0])
+    if states.ndim != 4 or tuple(states.shape[1:]) != shape or len(states) == 0:
+        raise ValueError(
+            f"images as a tensor have shape {tuple(states.shape)}; allowed: (N, {', '.join(map(str, shape))})"
+        )
+    if input_type == "latent":
+        if not states.is_floating_point():
+            raise ValueError(f"latents are {states.dtype}; allowed: floats, as a tensor")
+        return states.float()
+    if states.dtype == torch.uint8:
+        return states.float() / 127.5 - 1
+    low, high = states.min().item(), states.max().item()
+    if not (0 <= low and high <= 1):
+        raise ValueError(
+            f"images have values from {low:.3g} to {high:.3g}; allowed: floats in [0, 1] or uint8, "
+            "or states of any range with input_type='latent'"
+        )
+    return states.float() * 2 - 1
+
+
+def _to_tensor(images: Any, channels: int) -> torch.Tensor:
+    """Images of any accepted type as one tensor [N, C, H, W], values as they are."""
+    if isinstance(images, Image.Image):
+        images = [images]
+    if isinstance(images, Sequence) and images and all(isinstance(image, Image.Image) for image in images):
+        sizes = {image.size for image in images}
+        if len(sizes) > 1:
+            raise ValueError(f"images have sizes {sorted(sizes)}; allowed: one size")
+        wide = {image.mode for image in images if image.mode[0] in "IF"}
+        if wide:  # Pillow's conversion would clip them at 255
+            raise ValueError(f"images have mode {', '.join(sorted(wide))}; allowed: modes of 8 bits a channel")
+        mode = "L" if channels == 1 else "RGB"
+        pixels = np.stack([np.asarray(image.convert(mode)) for image in images])
+        return torch.from_numpy(pixels.reshape(*pixels.shape[:3], channels)).permute(0, 3, 1, 2)
+    if isinstance(images, np.ndarray):
+        pixels = images if images.ndim == 4 else images[None]
+        return torch.from_numpy(pixels).movedim(-1, 1)
+    if isinstance(images, torch.Tensor):
+        return images if images.ndim == 4 else images[None]
+    raise ValueError(f"images is {type(images).__name__}; allowed: PIL image(s), numpy array or torch tensor")
+
+
+def image_grid(images: Sequence[Image.Image], columns: int | None = None, side: int = 48) -> Image.Image:
+    """Arrange images for the eye: row by row with a border around each, those under `side` pixels enlarged to it."""
+    columns = columns or max(1, round(len(images) ** 0.5))
+    rows = -(-len(images) // columns)
+    scale = max(1, -(-side // min(images[0].size)))
+    size = images[0].width * scale, images[0].height * scale
+    shown = [ImageOps.expand(image.convert("RGB").resize(size, Image.Resampling.BICUBIC), 2) for image in images]
+    blank = Image.new("RGB", shown[0].size)
+    return make_image_grid(shown + [blank] * (rows * columns - len(shown)), rows=rows, cols=columns)

@@ -1,0 +1,56 @@
+"""What the methods of DDIMCustomPipeline return."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import ImagePipelineOutput
+from diffusers.utils import BaseOutput
+from PIL import Image
+
+
+@dataclass
+class DDIMPipelineOutput(ImagePipelineOutput):
+    """What sampling returns.
+
+    Args:
+        images: list of PIL images, array [N, H, W, C] in [0, 1] ("np"), tensor [N, C, H, W] in [0, 1] ("pt") or the
+            states x_0 themselves ("latent").
+        trajectory: with return_trajectory, the S + 1 states from x_T to x_0, each [N, C, H, W].
+        pred_original_samples: with return_trajectory, the S predictions of x_0, each [N, C, H, W].
+    """
+
+    trajectory: list[torch.Tensor] | None = None
+    pred_original_samples: list[torch.Tensor] | None = None
+
+
+@dataclass
+class DDIMInversionOutput(BaseOutput):
+    """What encoding returns.
+
+    Args:
+        latents: x_T, [N, C, H, W].
+        residual: the worst change of any value in the last iteration of any step (exact inversion), else None.
+        trajectory: with return_trajectory, the S + 1 states from x_0 to x_T.
+    """
+
+    latents: torch.Tensor
+    residual: float | None = None
+    trajectory: list[torch.Tensor] | None = None
+
+
+@dataclass
+class DDIMReconstructionOutput(BaseOutput):
+    """What encoding followed by sampling returns.
+
+    Args:
+        images: the reconstructions, as in `DDIMPipelineOutput`.
+        mse: mean squared error of each image per dimension, pixels in [0, 1] (the paper's table 2), float tensor [N].
+        latents: x_T, [N, C, H, W].
+        residual: as in `DDIMInversionOutput`.
+    """
+
+    images: list[Image.Image] | np.ndarray | torch.Tensor
+    mse: torch.Tensor
+    latents: torch.Tensor
+    residual: float | None = None

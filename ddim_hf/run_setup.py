@@ -1,0 +1,83 @@
+"""What a run is made of before its first step: how it was launched, its network, its plan."""
+
+import json
+import os
+from dataclasses import asdict
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from diffusers import UNet2DModel
+
+from .data import ImageSet
+from .pipeline_ddim_custom import DDIMCustomPipeline
+from .run_record import launcher
+from .scheduling_ddim_custom import DDIMSchedulerCustom
+from .training_config import TrainingConfig
+from .unet import build_unet
+
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+ON_CPU = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N --mixed_precision no"
+
+
+def build_accelerator(config: TrainingConfig) -> Accelerator:
+    """Return the run's accelerator.
+
+    Raises:
+        ValueError: processes that do not divide the batch size, or that shard the network.
+        ImportError: the logger is not installed.
+    """
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        # One pass: else accelerate would take the number from its environment and divide the loss by it again.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        log_with=None if config.logger == "none" else config.logger,
+        project_dir=config.output_dir,
+    )
+    if config.logger != "none" and not accelerator.log_with:
+        raise ImportError(f"logger {config.logger} is not installed; allowed: pip install {config.logger}, or none")
+    if accelerator.distributed_type in SHARDED:
+        raise ValueError(
+            f"launched as {accelerator.distributed_type.value}; allowed: data parallel (accelerate launch --multi_gpu)"
+        )
+    parts = accelerator.num_processes * config.gradient_accumulation_steps
+    if config.batch_size % parts:
+        raise ValueError(
+            f"batch_size is {config.batch_size}; allowed: multiples of {parts} (processes {accelerator.num_processes} "
+            f"x gradient_accumulation_steps {config.gradient_accumulation_steps})"
+        )
+    # accelerate launch --cpu sets the address for several processes and starts one, unless it is given mpirun.
+    if accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ and "RANK" not in os.environ and launcher():
+        print(f"warning: accelerate launch started one process; for several on the CPU: {ON_CPU}")
+    return accelerator
+
+
+def build_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCustom]:
+    """Return the network, a new one whose weights follow from the seed or a pretrained one, and its noise schedule."""
+    given = {"prediction_type": config.prediction_type, "beta_schedule": config.beta_schedule}
+    given = {name: value for name, value in given.items() if value is not None}
+    if config.pretrained is None:
+        torch.manual_seed(config.seed)
+        return build_unet(config.network, sample_size=config.resolution), DDIMSchedulerCustom(**given)
+    pipeline = DDIMCustomPipeline.from_pretrained(config.pretrained)
+    size = pipeline.unet.config.sample_size
+    if size != config.resolution:
+        raise ValueError(f"resolution is {config.resolution}; allowed with {config.pretrained}: {size}")
+    return pipeline.unet, DDIMSchedulerCustom.from_config(pipeline.scheduler.config, **given)
+
+
+def describe_plan(config: TrainingConfig, unet: UNet2DModel, images: ImageSet, accelerator: Accelerator) -> str:
+    """Return the settings, the network's size, the memory that weights and states take, and the steps."""
+    count = sum(parameter.numel() for parameter in unet.parameters())
+    copies = 4 + len(config.ema_decays())  # weights, gradients, two moments, the averages
+    epochs = config.max_train_steps * config.batch_size / len(images)
+    return "\n".join(
+        [
+            json.dumps(asdict(config), indent=2),
+            f"parameters: {count:,}",
+            f"memory for weights, gradients, optimizer and EMA: {copies * 4 * count / 2**20:,.1f} MiB a process",
+            f"images: {len(images):,} of {' x '.join(map(str, images.shape[1:]))}",
+            f"steps: {config.max_train_steps:,} of {config.batch_size} images ({epochs:,.1f} epochs)",
+            f"processes: {accelerator.num_processes} on {accelerator.device}",
+        ]
+    )

@@ -1,0 +1,50 @@
+"""The networks: one row of data each, all of them diffusers' UNet2DModel."""
+
+import inspect
+from typing import Any
+
+from diffusers import UNet2DModel
+
+# The network of DDPM (Ho et al. 2020), which the DDIM paper samples from, in the layout of google/ddpm-cifar10-32.
+_DDPM = dict(norm_eps=1e-6, downsample_padding=0, flip_sin_to_cos=False, freq_shift=1, attention_head_dim=None)
+_RGB = dict(in_channels=3, out_channels=3, norm_num_groups=32, **_DDPM)
+_GREY = dict(in_channels=1, out_channels=1, norm_num_groups=8, **_DDPM)
+
+
+def _levels(channels: int, multiples: tuple[int, ...], layers: int, attention: int) -> dict[str, Any]:
+    """Blocks of a U-Net with `layers` ResNet blocks a level and self-attention at level `attention`, down and up."""
+    attends = [level == attention for level in range(len(multiples))]
+    return dict(
+        layers_per_block=layers,
+        block_out_channels=tuple(channels * multiple for multiple in multiples),
+        down_block_types=tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attends),
+        up_block_types=tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attends)),
+    )
+
+
+# fmt: off
+UNET_CONFIGS: dict[str, dict[str, Any]] = {
+    "digits":       dict(sample_size=8,   dropout=0.0, **_GREY, **_levels(32,  (1, 2),             1, 1)),
+    "cifar10-64":   dict(sample_size=32,  dropout=0.1, **_RGB,  **_levels(64,  (1, 2, 2, 2),       2, 1)),
+    "cifar10-128":  dict(sample_size=32,  dropout=0.1, **_RGB,  **_levels(128, (1, 2, 2, 2),       2, 1)),
+    "celebahq-256": dict(sample_size=256, dropout=0.0, **_RGB,  **_levels(128, (1, 1, 2, 2, 4, 4), 2, 4)),
+}
+# fmt: on
+
+
+def build_unet(name: str, **overrides: Any) -> UNet2DModel:
+    """Return a new `UNet2DModel` with random weights, from the row `name` of UNET_CONFIGS.
+
+    Args:
+        name: "digits", "cifar10-64", "cifar10-128" or "celebahq-256".
+        overrides: config keys of UNet2DModel that replace the row's.
+
+    Raises:
+        ValueError: an unknown name, or a key that UNet2DModel does not have.
+    """
+    if name not in UNET_CONFIGS:
+        raise ValueError(f"no network {name!r}; allowed: {', '.join(UNET_CONFIGS)}")
+    unknown = set(overrides) - set(inspect.signature(UNet2DModel).parameters)
+    if unknown:
+        raise ValueError(f"UNet2DModel has no config key {', '.join(map(repr, sorted(unknown)))}")
+    return UNet2DModel(**{**UNET_CONFIGS[name], **overrides})

@@ -1,0 +1,35 @@
+"""The denoising loss on held-out images, at timesteps and noise that stay the same from one validation to the next."""
+
+import torch
+from accelerate import Accelerator
+
+from .data import ImageSet
+from .objective import Objective
+from .stopping import StopRequest
+from .training_config import TrainingConfig
+from .training_data import VALIDATION, draw_step, seed_for, to_states
+
+
+@torch.no_grad()
+def validation_loss(
+    unet: torch.nn.Module,
+    objective: Objective,
+    images: ImageSet,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    stop: StopRequest,
+) -> float | None:
+    """Return the loss of the network as it stands, over all processes; None where the run was asked to stop."""
+    total = torch.zeros(2, device=accelerator.device)  # summed loss, images
+    count, size = min(len(images), config.validation_images), config.sampling_batch_size
+    for number, first in enumerate(range(0, count, size)):
+        if number % accelerator.num_processes == accelerator.process_index and not stop.received:
+            x0 = to_states(images[range(first, min(first + size, count))].to(accelerator.device), None)
+            seed = seed_for(config.seed, VALIDATION)
+            _, timesteps, noise = draw_step(seed, number, x0.shape, len(objective.scheduler), accelerator.device)
+            total[0] += objective(unet, x0, timesteps, noise) * len(x0)
+            total[1] += len(x0)
+    if stop.requested():
+        return None
+    summed, seen = accelerator.reduce(total, "sum").tolist()
+    return summed / seen

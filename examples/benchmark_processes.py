@@ -1,0 +1,265 @@
+"""The parts of benchmark.py that need processes of their own: start-up, growth, several processes, training loops.
+
+python examples/benchmark_processes.py PART prints rows as JSON; benchmark.py calls it.
+"""
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROUNDS = 3
+HERE = Path(__file__).parent
+IMPORTS = "import torch, diffusers; from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel"
+STEPS, BATCH_SIZE, IMAGES = 4, 64, 512
+
+
+def seconds_of(code: str, **environment: str) -> float:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **environment}, stdout=sys.stderr)
+    return time.perf_counter() - began
+
+
+def measure_startup() -> list[dict]:
+    """Importing, in turn, and the time from process start to the first image."""
+    first_image = (
+        "from ddim_hf import *; pipe = DDIMCustomPipeline(build_unet('digits'), DDIMSchedulerCustom()); "
+        "pipe(num_inference_steps=50)"
+    )
+    codes = {"diffusers": IMPORTS, "ddim_hf": f"{IMPORTS}; import ddim_hf", "first image": first_image}
+    seconds = {name: [] for name in codes}
+    for _ in range(ROUNDS + 1):
+        for name, code in codes.items():
+            seconds[name].append(seconds_of(code))
+    median = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    return [
+        {
+            "what": "start-up",
+            "import of diffusers' parts, s": median["diffusers"],
+            "import of ddim_hf beyond that, s": median["ddim_hf"] - median["diffusers"],
+            "process start to first image (digits, 50 steps), s": median["first image"],
+        }
+    ]
+
+
+def sample_once(network: str, count: int, steps: int, size: int):
+    """Run by growth in a process of its own: print seconds and peak memory of one call."""
+    from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, build_unet
+
+    pipe = DDIMCustomPipeline(build_unet(network, sample_size=size).eval(), DDIMSchedulerCustom())
+    pipe.set_progress_bar_config(disable=True)
+    pipe(min(count, 64), num_inference_steps=2, max_batch_size=64)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    pipe(count, num_inference_steps=steps, max_batch_size=64, seeds=range(count))
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        json.dumps({"seconds": seconds, "peak MiB": peak / 1024, "beyond a batch of 64, MiB": (peak - before) / 1024})
+    )
+
+
+def measure_growth() -> list[dict]:
+    """Time and peak memory against images, steps and resolution (max_batch_size 64)."""
+    cases = [("digits", count, 10, 8) for count in (1, 64, 1024, 8192)]
+    cases += [("digits", 64, steps, 8) for steps in (20, 50, 100)]
+    cases += [("cifar10-64", 4, 10, size) for size in (16, 32, 64)]
+    rows = []
+    for network, count, steps, size in cases:
+        call = [sys.executable, __file__, "sample_once", network, str(count), str(steps), str(size)]
+        figures = json.loads(subprocess.run(call, check=True, capture_output=True, text=True).stdout)
+        rows.append({"what": f"growth: {network}, {count} images, {steps} steps, {size} pixels", **figures})
+    return rows
+
+
+def measure_processes() -> list[dict]:
+    """examples/sample.py on one and two processes with one thread each, less what a run of one image takes."""
+    from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, build_unet
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        DDIMCustomPipeline(build_unet("digits"), DDIMSchedulerCustom()).save_pretrained(f"{folder}/model")
+        net = {}
+        for processes in (1, 2):
+            seconds = {}
+            for count in (2, 2048):
+                launch = [
+                    sys.executable,
+                    "-m",
+                    "accelerate.commands.launch",
+                    "--multi_gpu" if processes > 1 else "--cpu",
+                ]
+                launch += ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
+                launch += ["--dynamo_backend", "no", "--main_process_port", "0", HERE / "sample.py", f"{folder}/model"]
+                target = f"{folder}/{processes}-{count}"
+                options = ["--num_images", str(count), "--num_inference_steps", "20", "--batch_size", "64"]
+                environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+                began = time.perf_counter()
+                subprocess.run(
+                    [*launch, *options, "--output_dir", target, "--format", "npy"],
+                    check=True,
+                    env=environment,
+                    stdout=sys.stderr,
+                )
+                seconds[count] = time.perf_counter() - began
+            net[processes] = seconds[2048] - seconds[2]
+        rows.append(
+            {
+                "what": "sample.py, digits, 2,046 images, 20 steps, one thread each",
+                "1 process, s": net[1],
+                "2 processes, s": net[2],
+                "ratio": net[1] / net[2],
+            }
+        )
+    return rows
+
+
+def write_images(folder: Path):
+    """512 colour images of 32 pixels as PNGs, from the built-in digits."""
+    from PIL import Image
+
+    from ddim_hf.data import load_images
+
+    images = load_images("digits", resolution=32, channels=3)
+    for number in range(IMAGES):
+        pixels = images[[number]][0].permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / f"{number:04d}.png")
+
+
+def stock_loop(folder: str, network: str, precision: str):
+    """The choices of diffusers' train_unconditional.py with the same network and images: print images a second.
+
+    PNGs decoded and transformed in the data loader, default AdamW, EMAModel, and the loss read in every step.
+    """
+    import torch
+    from accelerate import Accelerator
+    from datasets import load_dataset
+    from diffusers import DDPMScheduler
+    from diffusers.optimization import get_scheduler
+    from diffusers.training_utils import EMAModel
+    from torchvision import transforms
+
+    from ddim_hf import build_unet
+
+    accelerator = Accelerator(mixed_precision=precision)
+    model, scheduler = build_unet(network), DDPMScheduler()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
+    steps = [transforms.Resize(32), transforms.CenterCrop(32), transforms.RandomHorizontalFlip()]
+    change = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])
+    dataset = load_dataset("imagefolder", data_dir=folder, split="train")
+    dataset.set_transform(lambda rows: {"input": [change(image.convert("RGB")) for image in rows["image"]]})
+    loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH_SIZE, shuffle=True)
+    rate = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=10_000)
+    model, optimizer, loader, rate = accelerator.prepare(model, optimizer, loader, rate)
+    ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+    for number, batch in enumerate(loader):
+        if number == 2:
+            began = time.perf_counter()
+        clean = batch["input"]
+        noise = torch.randn_like(clean)
+        timesteps = torch.randint(0, 1000, (len(clean),), device=clean.device)
+        with accelerator.accumulate(model):
+            prediction = model(scheduler.add_noise(clean, noise, timesteps), timesteps).sample
+            loss = torch.nn.functional.mse_loss(prediction.float(), noise.float())
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            rate.step()
+            optimizer.zero_grad()
+        ema.step(model.parameters())
+        loss.item()
+        if number == STEPS - 1 + 2:
+            break
+    print(json.dumps(BATCH_SIZE * STEPS / (time.perf_counter() - began)))
+
+
+def bare_loop(network: str, precision: str):
+    """Forward, backward and step on one batch and nothing else, laid out as our training lays it out."""
+    import torch
+
+    from ddim_hf import build_unet
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    model = build_unet(network).to(device, memory_format=layout)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    x = torch.randn(BATCH_SIZE, 3, 32, 32, device=device).to(memory_format=layout)
+    timesteps = torch.randint(0, 1000, (BATCH_SIZE,), device=device)
+    for number in range(STEPS + 2):
+        if number == 2:
+            began = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            prediction = model(x, timesteps).sample
+        prediction.float().square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    print(json.dumps(BATCH_SIZE * STEPS / (time.perf_counter() - began)))
+
+
+def our_loop(folder: str, network: str, precision: str, compile: bool) -> float:
+    """examples/train.py itself; images a second of the steps after the first window, from its log."""
+    with tempfile.TemporaryDirectory() as output:
+        call = [sys.executable, HERE / "train.py", "--recipe", "cifar10-64", "--network", network]
+        call += ["--dataset_name", folder, "--output_dir", output, "--mixed_precision", precision]
+        call += ["--batch_size", BATCH_SIZE, "--logging_steps", STEPS, "--max_train_steps", 2 * STEPS]
+        call += ["--samplers", "none", "--validation_split", "none", "--compile", compile]
+        subprocess.run([str(part) for part in call], check=True, stdout=sys.stderr)
+        lines = [json.loads(line) for line in (Path(output) / "log.jsonl").read_text().splitlines()]
+    return lines[-1]["images_per_second"]
+
+
+def measure_training() -> list[dict]:
+    """Our loop beside the stock loop and the bare one, in turn."""
+    import torch
+
+    from ddim_hf.fast_sampling import has_native_bf16
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(Path(folder))
+        on_gpu = torch.cuda.is_available()  # elsewhere cifar10-128 takes an hour, and bf16 too where it is emulated
+        for network in ("cifar10-64", "cifar10-128") if on_gpu else ("cifar10-64",):
+            for precision in ("no", "bf16") if has_native_bf16(torch.device("cuda" if on_gpu else "cpu")) else ("no",):
+                rates = {name: [] for name in ("ours", "compiled", "stock", "bare")}
+                for _ in range(2 if on_gpu else 1):
+                    for name, arguments in (("stock", (folder, network, precision)), ("bare", (network, precision))):
+                        call = [sys.executable, __file__, f"{name}_loop", *arguments]
+                        out = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout
+                        rates[name].append(json.loads(out.splitlines()[-1]))
+                    rates["ours"].append(our_loop(folder, network, precision, False))
+                    rates["compiled"].append(our_loop(folder, network, precision, True))
+                rate = {name: statistics.median(values) for name, values in rates.items()}
+                rows.append(
+                    {
+                        "what": f"training, {network}, batch {BATCH_SIZE}, mixed_precision {precision}",
+                        "ours images/s": rate["ours"],
+                        "ours --compile": rate["compiled"],
+                        "stock loop": rate["stock"],
+                        "bare loop": rate["bare"],
+                        "ours to stock": rate["ours"] / rate["stock"],
+                        "ours to bare": rate["ours"] / rate["bare"],
+                    }
+                )
+    return rows
+
+
+PARTS = {
+    "startup": measure_startup,
+    "growth": measure_growth,
+    "processes": measure_processes,
+    "training": measure_training,
+}
+
+if __name__ == "__main__":
+    part, arguments = sys.argv[1], sys.argv[2:]
+    if part in PARTS:
+        print(json.dumps(PARTS[part]()))
+    elif part == "sample_once":
+        sample_once(arguments[0], *map(int, arguments[1:]))
+    else:
+        {"stock_loop": stock_loop, "bare_loop": bare_loop}[part](*arguments)

@@ -1,0 +1,68 @@
+"""Interpolate between images along the great circle of their latents (the paper's eq. 67 and figure 6).
+
+    python examples/interpolate.py outputs/demo/model outputs/interpolate --seeds 0 1
+    python examples/interpolate.py outputs/demo/model outputs/interpolate --images a.png b.png
+
+Two ends give a strip, four corners a grid. Writes interpolate.png, interpolate.gif and interpolate.json.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from diffusers.utils import export_to_gif, make_image_grid
+from PIL import Image
+
+from ddim_hf import DDIMCustomPipeline
+from ddim_hf.command_line import run
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("model", help="folder or Hub id")
+    parser.add_argument("output_dir", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", help="two ends or four corners; 0 1 if nothing is given")
+    parser.add_argument("--images", nargs="+", help="image files instead of seeds, resized to the model's size")
+    parser.add_argument("--num_images", type=int, default=11, help="length of the strip, or of a side of the grid")
+    parser.add_argument("--num_inference_steps", type=int, default=50)
+    parser.add_argument("--max_batch_size", type=int, default=64)
+    args = parser.parse_args()
+    if args.seeds and args.images:
+        raise ValueError("--seeds and --images are both given; allowed: one of them")
+
+    pipe = DDIMCustomPipeline.from_pretrained(args.model)
+    channels, height, width = pipe._state_shape()
+    corners = args.seeds or [0, 1]
+    if args.images:
+        mode = "L" if channels == 1 else "RGB"
+        corners = [Image.open(path).convert(mode).resize((width, height)) for path in args.images]
+    images = pipe.interpolate(
+        *corners,
+        num_images=args.num_images,
+        num_inference_steps=args.num_inference_steps,
+        max_batch_size=args.max_batch_size,
+    ).images
+
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    scale = max(1, 64 // width)
+    images = [image.resize((width * scale, height * scale), Image.Resampling.NEAREST) for image in images]
+    rows = len(images) // args.num_images
+    make_image_grid(images, rows, args.num_images).save(args.output_dir / "interpolate.png")
+    export_to_gif([image.convert("RGB") for image in images], str(args.output_dir / "interpolate.gif"), fps=6)
+    pixels = np.stack([np.asarray(image, dtype=np.float64) / 255 for image in images])
+    steps = np.sqrt(np.square(np.diff(pixels, axis=0)).reshape(len(images) - 1, -1).mean(1))
+    report = {
+        "model": args.model,
+        "corners": args.images or corners,
+        "num_inference_steps": args.num_inference_steps,
+        "rms_between_neighbours": steps.tolist(),  # pixels in [0, 1]; a jump stands out
+    }
+    (args.output_dir / "interpolate.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(f"wrote {args.output_dir / 'interpolate.png'}, interpolate.gif and interpolate.json")
+
+
+if __name__ == "__main__":
+    run(main)

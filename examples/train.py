@@ -1,0 +1,28 @@
+"""Train a DDIM model: accelerate launch examples/train.py --recipe digits --output_dir outputs/digits"""
+
+import sys
+from typing import NoReturn
+
+from transformers import HfArgumentParser
+
+from ddim_hf.command_line import run
+from ddim_hf.training import TrainingConfig, TrainingStopped, train
+
+
+class Parser(HfArgumentParser):
+    """Says what is wrong in one line; --help lists the flags."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists the flags)\n")
+
+
+def main():
+    (config,) = Parser(TrainingConfig, description=__doc__).parse_args_into_dataclasses()
+    try:
+        train(config)
+    except TrainingStopped:
+        sys.exit(143)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,117 @@
+"""Images to states and back."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddim_hf.images import images_to_states, states_to_images, states_to_uint8
+
+SHAPE = (3, 4, 6)  # neither square nor of three rows, so that no axis passes for another
+PIXELS = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), dtype=np.uint8)
+STATES = torch.from_numpy(PIXELS).permute(0, 3, 1, 2).double() / 127.5 - 1
+NCHW = PIXELS.transpose(0, 3, 1, 2).copy()
+
+KINDS = {
+    "PIL list": [Image.fromarray(pixels) for pixels in PIXELS],
+    "PIL tuple": tuple(Image.fromarray(pixels) for pixels in PIXELS),
+    "uint8 array": PIXELS,
+    "float array": PIXELS / 255,
+    "float32 array": (PIXELS / 255).astype(np.float32),
+    "uint8 tensor": torch.from_numpy(NCHW),
+    "float tensor": torch.from_numpy(NCHW) / 255,
+}
+ONE = {
+    "PIL image": KINDS["PIL list"][0],
+    "array": PIXELS[0],
+    "tensor": torch.from_numpy(NCHW[0]),
+    "RGBA image": Image.fromarray(PIXELS[0]).convert("RGBA"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_images_gives_the_same_states(kind):
+    """PIL images, arrays and tensors, of bytes or floats, become the same float32 states in [-1, 1]."""
+    states = images_to_states(KINDS[kind], SHAPE)
+    assert states.dtype == torch.float32 and states.shape == (2, *SHAPE)
+    assert (states - STATES).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", ONE)
+def test_one_image_is_a_batch_of_one(kind):
+    """A single image of any kind becomes a batch of one."""
+    states = images_to_states(ONE[kind], SHAPE)
+    assert states.shape == (1, *SHAPE) and (states - STATES[:1]).abs().max() < 1e-6
+
+
+def test_grey_and_colour_images_take_the_networks_channels():
+    """PIL images are converted to the network's channels: grey ones to RGB, colour ones to grey."""
+    grey = Image.fromarray(PIXELS[0, :, :, 0])
+    assert torch.equal(images_to_states(grey, SHAPE), images_to_states(grey.convert("RGB"), SHAPE))
+    colour = Image.fromarray(PIXELS[0])
+    assert torch.equal(images_to_states(colour, (1, 4, 6)), images_to_states(colour.convert("L"), (1, 4, 6)))
+
+
+def test_bytes_survive_the_round_trip():
+    """All 256 byte values come back from states as they were, as PIL, uint8 and floats."""
+    ramp = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    states = images_to_states(ramp, (1, 16, 16))
+    assert states.min() == -1 and states.max() == 1
+    assert np.array_equal(states_to_uint8(states), ramp[..., 0])
+    image = states_to_images(states, "pil")[0]
+    assert image.mode == "L" and np.array_equal(np.asarray(image), ramp[0, :, :, 0])
+    assert np.array_equal((states_to_images(states, "np") * 255).round(), ramp)
+
+
+def test_output_types():
+    """pil are RGB images, np is [N, H, W, C] and pt [N, C, H, W] in [0, 1], latent the states themselves."""
+    states = STATES.float() * 2
+    pil, array, tensor = (states_to_images(states, output_type) for output_type in ("pil", "np", "pt"))
+    assert [(image.mode, image.size) for image in pil] == [("RGB", (6, 4))] * 2
+    assert array.shape == (2, 4, 6, 3) and array.dtype == np.float32 and array.min() == 0 and array.max() == 1
+    assert torch.equal(tensor, torch.from_numpy(array).permute(0, 3, 1, 2))
+    assert np.array_equal(np.stack([np.asarray(image) for image in pil]), (array * 255).round())
+    assert states_to_images(states, "latent") is states
+    assert torch.equal(states, STATES.float() * 2)  # not changed
+
+
+def test_half_precision_states_become_whole_images():
+    """States in bfloat16 become float32 arrays and images, within bfloat16's precision."""
+    states = STATES.bfloat16()
+    assert states_to_images(states, "np").dtype == np.float32
+    assert np.abs(states_to_uint8(states).astype(int) - PIXELS).max() <= 1
+
+
+def test_latents_are_taken_as_they_are():
+    """input_type="latent" takes floats of any range, unscaled, as float32."""
+    latents = torch.randn(2, *SHAPE) * 5
+    assert torch.equal(images_to_states(latents, SHAPE, "latent"), latents)
+    assert images_to_states(latents.bfloat16(), SHAPE, "latent").dtype == torch.float32
+
+
+BAD = [
+    (torch.zeros(2, 3, 4, 5), "image", r"shape \(2, 3, 4, 5\); allowed: \(N, 3, 4, 6\)"),
+    (torch.zeros(0, *SHAPE), "image", r"shape \(0, 3, 4, 6\)"),
+    (np.zeros((2, 3, 4, 6)), "image", r"shape \(2, 6, 3, 4\); allowed: \(N, 3, 4, 6\)"),
+    (np.zeros((4, 6)), "image", "allowed"),
+    (torch.full(SHAPE, 1.5), "image", r"values from 1.5 to 1.5; allowed: floats in \[0, 1\] or uint8"),
+    (torch.full(SHAPE, -1.0), "image", "values from -1"),
+    (torch.full(SHAPE, float("nan")), "image", "values from nan"),
+    (Image.new("RGB", (5, 4)), "image", r"shape \(1, 3, 4, 5\); allowed"),
+    ([Image.new("RGB", (6, 4)), Image.new("RGB", (4, 6))], "image", "sizes .*; allowed: one size"),
+    (Image.new("I;16", (6, 4)), "image", "mode I;16; allowed: modes of 8 bits"),
+    (Image.new("F", (6, 4)), "image", "mode F; allowed"),
+    (Image.new("RGB", (6, 4)), "latent", "latents are torch.uint8; allowed: floats"),
+    (torch.zeros(SHAPE), "pixels", "input_type is 'pixels'; allowed: 'image', 'latent'"),
+    ([], "image", "images is list; allowed: PIL"),
+    ("photo.png", "image", "images is str; allowed: PIL"),
+    (None, "image", "images is NoneType; allowed"),
+]
+
+
+@pytest.mark.parametrize("images, input_type, message", BAD, ids=[message[:30] for *_, message in BAD])
+def test_other_images_are_refused(images, input_type, message):
+    """Images of another kind, size or range raise ValueError in one line: what was given and what is allowed."""
+    with pytest.raises(ValueError, match=message) as raised:
+        images_to_states(images, SHAPE, input_type)
+    assert "\n" not in str(raised.value)

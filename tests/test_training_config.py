@@ -143,7 +143,7 @@ def test_bad_input_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, mo
         "org/no-model": [*output, "--pretrained", "org/no-model", "--resolution", 8],
         f"{tmp_path / 'file'} is a file; allowed: a folder": ["--output_dir", tmp_path / "file"],
         f"output_dir is {tmp_path / 'file' / 'run'}, and": ["--output_dir", tmp_path / "file" / "run"],
-        "resolution is 16; allowed with": [*output, "--pretrained", model],
+        "resolution is 16; allowed with": [*output, "--pretrained", model, "--resolution", 16],
         "has no split 'dev'": [*output, "--validation_split", "dev", *tiny],
         "nowhere": [*output, "--resume_from_checkpoint", tmp_path / "nowhere", *tiny],
     }

@@ -339,10 +339,11 @@ class DDIMCustomPipeline(DiffusionPipeline):
     # Speed
 
     def enable_fast_sampling(self, dtype: torch.dtype | None = None, compile: bool = True) -> str:
-        """Run the network channels-last, in bf16 where the processor has it, and compiled; the states stay float32.
+        """Run the network channels-last, in bf16 where that is faster, and compiled; the states stay float32.
 
         Args:
-            dtype: torch.bfloat16 or torch.float32; None takes bf16 where the device computes it natively.
+            dtype: torch.bfloat16 or torch.float32; None takes bf16 where the device computes it faster
+                (a GPU from its capability, a CPU from a trial of some milliseconds).
             compile: use `torch.compile` (CUDA graphs on a GPU); without a compiler it warns and goes on without.
 
         Returns:

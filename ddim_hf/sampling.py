@@ -200,8 +200,10 @@ def weights_hash(unet: torch.nn.Module) -> str:
 
 
 def describe_network(pipe: DDIMCustomPipeline) -> str:
-    """The dtype it runs in, or how `enable_fast_sampling` set it up."""
-    return pipe._fast.description if pipe._fast else str(pipe.unet.dtype).removeprefix("torch.")
+    """The dtype it runs in, and whether by fast sampling; the same words whenever the images are the same."""
+    if pipe._fast:
+        return f"fast sampling, {pipe._fast.dtype_name}{', compiled' if pipe._fast.compiled else ''}"
+    return str(pipe.unet.dtype).removeprefix("torch.")
 
 
 def _manifest(pipe: DDIMCustomPipeline, revision: str | None) -> dict[str, Any]:

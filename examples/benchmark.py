@@ -17,11 +17,13 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler
+from diffusers.utils.torch_utils import randn_tensor
 from tqdm.auto import tqdm
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, build_unet
 from ddim_hf.command_line import run
 from ddim_hf.run_record import package_versions
+from ddim_hf.scheduling_ddim_custom import combine
 
 PROCESSES = Path(__file__).with_name("benchmark_processes.py")
 
@@ -51,14 +53,17 @@ def quiet(pipeline):
 
 
 def measure_step(device: torch.device, rounds: int) -> list[dict]:
-    """The scheduler's step alone; what the random draw costs is in both, and stands in a column of its own."""
+    """The scheduler's step alone, its arithmetic, and with eta the random draw, which is stock's and ours alike."""
     rows = []
     torch.randn(7 * 2**20).clone()  # 28 MiB, as a network leaves it: glibc keeps freed memory from here on
     for batch_size in (256, 1):
         x, epsilon = torch.randn(2, batch_size, 3, 32, 32, device=device)
         inner = 4 if batch_size == 256 else 40
         for eta in (0.0, 1.0):
-            contenders = {"draw": lambda x=x, n=inner * 50: [torch.randn_like(x) for _ in range(n)]}
+            contenders = {
+                "draw": lambda x=x, n=inner * 50: repeat(n, randn_tensor, x.shape, dtype=x.dtype, device=x.device),
+                "bare": lambda x=x, epsilon=epsilon, n=inner * 50: repeat(n, bare_operations, x, epsilon),
+            }
             for name, scheduler in (("ours", DDIMSchedulerCustom()), ("stock", DDIMScheduler())):
                 scheduler.set_timesteps(50)
                 times = scheduler.timesteps.tolist() if name == "ours" else list(scheduler.timesteps)
@@ -75,9 +80,21 @@ def measure_step(device: torch.device, rounds: int) -> list[dict]:
                 "ours ms": ms["ours"],
                 "stock ms": ms["stock"],
             }
-            row |= {"ratio": ms["stock"] / ms["ours"], "random draw ms": ms["draw"] if eta else 0.0}
+            row |= {"ratio": ms["stock"] / ms["ours"], "its tensor operations ms": ms["bare"]}
+            row |= {"random draw ms": ms["draw"] if eta else 0.0}
             rows.append(row)
     return rows
+
+
+def repeat(times: int, function: Callable, *args, **kwargs):
+    for _ in range(times):
+        function(*args, **kwargs)
+
+
+def bare_operations(x: torch.Tensor, epsilon: torch.Tensor):
+    """The arithmetic of a step at eta 0 and nothing else: no step can be faster with these operations."""
+    x0 = combine(2.0, x, -1.0, epsilon).clamp_(-1, 1)
+    combine(0.5, x0, 0.5, epsilon)
 
 
 def measure_pipeline(device: torch.device, rounds: int, batch_size: int = 16, steps: int = 10) -> list[dict]:
@@ -208,13 +225,17 @@ def describe_machine(device: torch.device) -> dict:
 
 
 def lost_ratios(rows: list[dict]) -> list[str]:
-    """The claims that do not hold, with slack for a noisy machine."""
-    least = {"step [256, 3, 32, 32], eta 0": 3.5, "step [1, 3, 32, 32], eta 0": 2.2}
-    lost = [
-        f"{row['what']}: ratio {row['ratio']:.2f} < {least[row['what']]}"
-        for row in rows
-        if row["ratio"] < least.get(row["what"], 0)
-    ]
+    """The claims that do not hold, with slack for a noisy machine.
+
+    Memory decides how far [256, 3, 32, 32] can be ahead of stock, so there the step is also held to its arithmetic.
+    """
+    least = {"step [256, 3, 32, 32], eta 0": 1.7, "step [1, 3, 32, 32], eta 0": 2.4}
+    lost = []
+    for row in rows:
+        if row["ratio"] < least.get(row["what"], 0):
+            lost.append(f"{row['what']}: ratio {row['ratio']:.2f} < {least[row['what']]}")
+        if row["what"] == "step [256, 3, 32, 32], eta 0" and row["ours ms"] > 1.3 * row["its tensor operations ms"]:
+            lost.append(f"{row['what']}: {row['ours ms'] / row['its tensor operations ms']:.2f} times its arithmetic")
     for row in rows:
         if "beside the network" in row and (row["ratio"] < 0.95 or row["beside the network"] > 0.04):
             lost.append(f"{row['what']}: ratio {row['ratio']:.2f} < 0.95 or {row['beside the network']:.1%} > 4%")

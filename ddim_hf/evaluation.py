@@ -278,6 +278,7 @@ def evaluate(
     kid: bool = False,
     distance: bool = True,
     also_stock: bool = False,
+    floor: str | None = None,
     loss: bool = False,
     reconstruction: Sequence[int] = (),
     data_splits: Sequence[str] = ("train", "test"),
@@ -297,6 +298,7 @@ def evaluate(
             tau and variance are the model's own where none are given.
         num_images: images of each cell, image k made from seed + k.
         network_batch_size: as in `ddim_hf.sampling.generate`.
+        floor: a split whose first `num_images` real images are measured like samples: what a perfect model would get.
         also_stock: also sample with diffusers' DDIMPipeline, which knows tau "uniform" and variance "sigma".
         loss, reconstruction: the denoising loss, and the reconstruction error in so many steps, on `data_splits`,
             the first `data_images` of each.
@@ -338,6 +340,13 @@ def evaluate(
             target.statistics(extractor, mode, cache_dir),
             target.features(extractor, mode, cache_dir) if kid else None,
         )
+        if floor:
+            real = load_images(reference, split=floor, **data)[:num_images]
+            names = {"implementation": f"real images ({floor})", "num_images": len(real)}
+            row = common_distance | _about(target) | names | {"metric": extractor.metric, "model": None, "seed": None}
+            if not results.has(row):
+                statistics = Statistics().update(np.concatenate([extractor(part) for part in real.split(128)]))
+                results.add(row | {"value": frechet_distance(statistics, prepared[0])})
         block = network_batch_size or block_size(pipe)
         for cell in cells:
             _measure_cell(pipe, cell, extractor, prepared, results, protocol, block)

@@ -92,6 +92,7 @@ def model_card(folder: str | Path, *, repo_id: str | None = None, existing: str 
         existing = (folder / "README.md").read_bytes().decode()
     name = repo_id or folder.resolve().name
     config, results = _read(folder / "config.json"), _read(folder / "results.json").get("results", [])
+    results = [row for row in results if not str(row.get("implementation")).startswith("real images")]
     data = _metadata(name, config, results)
     body = f"{BEGIN}\n{_body(folder, name, config, results)}\n{END}"
     if not existing:

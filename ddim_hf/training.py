@@ -208,16 +208,21 @@ class TrainingRun:
 
     # The loop
 
-    def loop(self):
-        """Train to max_train_steps, with logs, samples, validation and checkpoints on the way."""
+    def start(self):
+        """Open the data at the step that is next."""
         config = self.config
         order = BatchOrder(len(self.images), config.batch_size, config.seed)
         size = config.batch_size // self.accelerator.num_processes
         first = size * self.accelerator.process_index
         self.share = slice(first, first + size)
         self.reader = BatchReader(self.images, order, self.share, self.device, self.step, config.max_train_steps)
-        self.stop.listen()
         self._start_window()
+
+    def loop(self):
+        """Train to max_train_steps, with logs, samples, validation and checkpoints on the way."""
+        config = self.config
+        self.start()
+        self.stop.listen()
         self._run_samplers()  # those that a stop interrupted
         self._leave_if_asked()
         with tqdm(
@@ -228,7 +233,7 @@ class TrainingRun:
             disable=not self.accelerator.is_main_process,
         ) as bar:
             while self.step < config.max_train_steps:
-                self._train_step()
+                self.train_step()
                 bar.update()
                 last = self.step == config.max_train_steps
                 if last or self.step % config.logging_steps == 0:
@@ -249,7 +254,8 @@ class TrainingRun:
         self.accelerator.print(f"stopped after step {self.step}, which is saved; to go on: {again}", flush=True)
         raise TrainingStopped
 
-    def _train_step(self):
+    def train_step(self):
+        """One optimizer step, and one of each average."""
         config, passes = self.config, self.config.gradient_accumulation_steps
         waited = time.perf_counter()
         batch = self.reader.take()

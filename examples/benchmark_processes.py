@@ -3,6 +3,8 @@
 python examples/benchmark_processes.py PART prints rows as JSON; benchmark.py calls it.
 """
 
+import contextlib
+import itertools
 import json
 import os
 import resource
@@ -11,12 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 ROUNDS = 3
 HERE = Path(__file__).parent
 IMPORTS = "import torch, diffusers; from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel"
-STEPS, BATCH_SIZE, IMAGES = 4, 64, 512
+BATCH_SIZE, IMAGES, TRAINING_ROUNDS = 64, 512, 7
 
 
 def seconds_of(code: str, **environment: str) -> float:
@@ -131,12 +136,9 @@ def write_images(folder: Path):
         Image.fromarray(pixels).save(folder / f"{number:04d}.png")
 
 
-def stock_loop(folder: str, network: str, precision: str):
-    """The choices of diffusers' train_unconditional.py with the same network and images: print images a second.
-
-    PNGs decoded and transformed in the data loader, default AdamW, EMAModel, and the loss read in every step.
-    """
-    import torch
+def stock_stepper(folder: str, network: str, precision: str) -> Callable[[], None]:
+    """A step with the choices of diffusers' train_unconditional.py: PNGs decoded and transformed in the data loader,
+    default AdamW, EMAModel, and the loss read in every step."""
     from accelerate import Accelerator
     from datasets import load_dataset
     from diffusers import DDPMScheduler
@@ -157,10 +159,10 @@ def stock_loop(folder: str, network: str, precision: str):
     rate = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=10_000)
     model, optimizer, loader, rate = accelerator.prepare(model, optimizer, loader, rate)
     ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
-    for number, batch in enumerate(loader):
-        if number == 2:
-            began = time.perf_counter()
-        clean = batch["input"]
+    batches = itertools.chain.from_iterable(loader for _ in itertools.count())
+
+    def step():
+        clean = next(batches)["input"]
         noise = torch.randn_like(clean)
         timesteps = torch.randint(0, 1000, (len(clean),), device=clean.device)
         with accelerator.accumulate(model):
@@ -173,15 +175,12 @@ def stock_loop(folder: str, network: str, precision: str):
             optimizer.zero_grad()
         ema.step(model.parameters())
         loss.item()
-        if number == STEPS - 1 + 2:
-            break
-    print(json.dumps(BATCH_SIZE * STEPS / (time.perf_counter() - began)))
+
+    return step
 
 
-def bare_loop(network: str, precision: str):
+def bare_stepper(network: str, precision: str) -> Callable[[], None]:
     """Forward, backward and step on one batch and nothing else, laid out as our training lays it out."""
-    import torch
-
     from ddim_hf import build_unet
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -190,60 +189,63 @@ def bare_loop(network: str, precision: str):
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     x = torch.randn(BATCH_SIZE, 3, 32, 32, device=device).to(memory_format=layout)
     timesteps = torch.randint(0, 1000, (BATCH_SIZE,), device=device)
-    for number in range(STEPS + 2):
-        if number == 2:
-            began = time.perf_counter()
+
+    def step():
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             prediction = model(x, timesteps).sample
         prediction.float().square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    print(json.dumps(BATCH_SIZE * STEPS / (time.perf_counter() - began)))
+
+    return step
 
 
-def our_loop(folder: str, network: str, precision: str, compile: bool) -> float:
-    """examples/train.py itself; images a second of the steps after the first window, from its log."""
-    with tempfile.TemporaryDirectory() as output:
-        call = [sys.executable, HERE / "train.py", "--recipe", "cifar10-64", "--network", network]
-        call += ["--dataset_name", folder, "--output_dir", output, "--mixed_precision", precision]
-        call += ["--batch_size", BATCH_SIZE, "--logging_steps", STEPS, "--max_train_steps", 2 * STEPS]
-        call += ["--samplers", "none", "--validation_split", "none", "--compile", compile]
-        subprocess.run([str(part) for part in call], check=True, stdout=sys.stderr)
-        lines = [json.loads(line) for line in (Path(output) / "log.jsonl").read_text().splitlines()]
-    return lines[-1]["images_per_second"]
+def our_stepper(folder: str, network: str, precision: str, compile: bool) -> Callable[[], None]:
+    """The step of examples/train.py."""
+    from ddim_hf.training import TrainingConfig, TrainingRun
+
+    settings = {"recipe": "cifar10-64", "network": network, "dataset_name": folder, "output_dir": f"{folder}/run"}
+    settings |= {"batch_size": BATCH_SIZE, "mixed_precision": precision, "compile": compile}
+    settings |= {"samplers": "none", "validation_split": "none", "logger": "none"}
+    run = TrainingRun(TrainingConfig(**settings))
+    run.start()
+    return run.train_step
+
+
+def training_rates(folder: str, network: str, precision: str) -> dict[str, float]:
+    """Images a second of each loop, in one process and in turn; stepping is timed with the device's work done."""
+    from benchmark import in_turn
+
+    with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):
+        steps = {
+            "stock": stock_stepper(folder, network, precision),
+            "ours": our_stepper(folder, network, precision, False),
+            "bare": bare_stepper(network, precision),
+            "compiled": our_stepper(folder, network, precision, True),
+        }
+    inner = 20 if torch.cuda.is_available() else 1
+    contenders = {name: lambda step=step: [step() for _ in range(inner)] for name, step in steps.items()}
+    seconds = in_turn(contenders, TRAINING_ROUNDS, f"training, {network}, {precision}")
+    return {name: BATCH_SIZE * inner / value for name, value in seconds.items()}
 
 
 def measure_training() -> list[dict]:
-    """Our loop beside the stock loop and the bare one, in turn."""
-    import torch
-
+    """Our loop beside the stock loop and the bare one."""
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        write_images(Path(folder))
-        on_gpu = torch.cuda.is_available()  # elsewhere cifar10-128 takes an hour, and bf16 too where it is emulated
-        native_bf16 = on_gpu or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        for network in ("cifar10-64", "cifar10-128") if on_gpu else ("cifar10-64",):
-            for precision in ("no", "bf16") if native_bf16 else ("no",):
-                rates = {name: [] for name in ("ours", "compiled", "stock", "bare")}
-                for _ in range(2 if on_gpu else 1):
-                    for name, arguments in (("stock", (folder, network, precision)), ("bare", (network, precision))):
-                        call = [sys.executable, __file__, f"{name}_loop", *arguments]
-                        out = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout
-                        rates[name].append(json.loads(out.splitlines()[-1]))
-                    rates["ours"].append(our_loop(folder, network, precision, False))
-                    rates["compiled"].append(our_loop(folder, network, precision, True))
-                rate = {name: statistics.median(values) for name, values in rates.items()}
-                rows.append(
-                    {
-                        "what": f"training, {network}, batch {BATCH_SIZE}, mixed_precision {precision}",
-                        "ours images/s": rate["ours"],
-                        "ours --compile": rate["compiled"],
-                        "stock loop": rate["stock"],
-                        "bare loop": rate["bare"],
-                        "ours to stock": rate["ours"] / rate["stock"],
-                        "ours to bare": rate["ours"] / rate["bare"],
-                    }
-                )
+    on_gpu = torch.cuda.is_available()  # elsewhere cifar10-128 takes an hour, and bf16 too where it is emulated
+    native_bf16 = on_gpu or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    for network in ("cifar10-64", "cifar10-128") if on_gpu else ("cifar10-64",):
+        for precision in ("no", "bf16") if native_bf16 else ("no",):
+            with tempfile.TemporaryDirectory() as folder:
+                write_images(Path(folder))
+                call = [sys.executable, __file__, "training_rates", folder, network, precision]
+                out = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout
+            rate = json.loads(out.splitlines()[-1])
+            row = {"what": f"training, {network}, batch {BATCH_SIZE}, mixed_precision {precision}"}
+            row |= {"ours images/s": rate["ours"], "ours --compile": rate["compiled"], "stock loop": rate["stock"]}
+            row |= {"bare loop": rate["bare"], "ours to stock": rate["ours"] / rate["stock"]}
+            row |= {"ours to bare": rate["ours"] / rate["bare"]}
+            rows.append(row | {"compiled to stock": rate["compiled"] / rate["stock"]})
     return rows
 
 
@@ -261,4 +263,4 @@ if __name__ == "__main__":
     elif part == "sample_once":
         sample_once(arguments[0], *map(int, arguments[1:]))
     else:
-        {"stock_loop": stock_loop, "bare_loop": bare_loop}[part](*arguments)
+        print(json.dumps(training_rates(*arguments)))

@@ -40,12 +40,13 @@ def main():
     parser.add_argument("--kid", action="store_true", help="also the kernel distance")
     parser.add_argument("--no_distance", dest="distance", action="store_false", help="no sampling")
     parser.add_argument("--also", choices=["stock"], help="also sample with diffusers' DDIMPipeline")
+    parser.add_argument("--floor", metavar="SPLIT", help="also the distance of so many real images of this split")
     parser.add_argument("--denoising_loss", dest="loss", action="store_true", help="on --data_splits")
     parser.add_argument("--reconstruction", type=several(int), default=[], metavar="S,S,...", help="on --data_splits")
     parser.add_argument("--data_splits", type=several(str), default=["train", "test"])
     parser.add_argument("--data_images", type=int, help="the first so many of each split (default: all)")
     parser.add_argument("--cache_dir", help="for decoded images and reference features")
-    parser.add_argument("--fast", action="store_true", help="bf16 where native, channels-last, compiled")
+    parser.add_argument("--fast", action="store_true", help="channels-last, compiled, bf16 where it is faster")
     settings = vars(parser.parse_args())
     settings["also_stock"] = settings.pop("also") == "stock"
 

@@ -1,7 +1,7 @@
 """Interpolate between images along the great circle of their latents (the paper's eq. 67 and figure 6).
 
-    python examples/interpolate.py outputs/demo/model outputs/interpolate --seeds 0 1
-    python examples/interpolate.py outputs/demo/model outputs/interpolate --images a.png b.png
+    python examples/interpolate.py outputs/demo outputs/interpolation --seeds 24 0
+    python examples/interpolate.py outputs/demo outputs/interpolation --images a.png b.png
 
 Two ends give a strip, four corners a grid. Writes interpolate.png, interpolate.gif and interpolate.json.
 """
@@ -11,11 +11,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-from diffusers.utils import export_to_gif, make_image_grid
+from diffusers.utils import export_to_gif
 from PIL import Image
 
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import run
+from ddim_hf.images import image_grid
 
 
 def main():
@@ -47,11 +48,8 @@ def main():
     ).images
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    scale = max(1, 64 // width)
-    images = [image.resize((width * scale, height * scale), Image.Resampling.NEAREST) for image in images]
-    rows = len(images) // args.num_images
-    make_image_grid(images, rows, args.num_images).save(args.output_dir / "interpolate.png")
-    export_to_gif([image.convert("RGB") for image in images], str(args.output_dir / "interpolate.gif"), fps=6)
+    image_grid(images, args.num_images).save(args.output_dir / "interpolate.png")
+    export_to_gif([image_grid([image], side=96) for image in images], str(args.output_dir / "interpolate.gif"), fps=6)
     pixels = np.stack([np.asarray(image, dtype=np.float64) / 255 for image in images])
     steps = np.sqrt(np.square(np.diff(pixels, axis=0)).reshape(len(images) - 1, -1).mean(1))
     report = {

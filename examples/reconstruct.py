@@ -1,6 +1,6 @@
 """Encode images and decode them again (the paper's table 2), plainly and exactly, over numbers of steps.
 
-    python examples/reconstruct.py outputs/demo/model outputs/reconstruct
+    python examples/reconstruct.py outputs/demo outputs/reconstruct
 
 Writes reconstruct.png (a column per image: the original, then each number of steps, plain and exact) and
 reconstruct.json (mean squared error per dimension, pixels in [0, 1], averaged over the images).
@@ -10,13 +10,10 @@ import argparse
 import json
 from pathlib import Path
 
-from diffusers.utils import make_image_grid
-from PIL import Image
-
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import run
 from ddim_hf.data import load_images
-from ddim_hf.images import states_to_images
+from ddim_hf.images import image_grid, states_to_images
 
 
 def main():
@@ -49,11 +46,7 @@ def main():
         figures[str(steps)]["worst_residual"] = output.residual
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    grid = make_image_grid([image for row in rows for image in row], len(rows), len(images))
-    scale = max(1, 48 // resolution)
-    grid.resize((grid.width * scale, grid.height * scale), Image.Resampling.NEAREST).save(
-        args.output_dir / "reconstruct.png"
-    )
+    image_grid([image for row in rows for image in row], len(images)).save(args.output_dir / "reconstruct.png")
     report = {"model": args.model, "data": args.data, "images": len(images), "mse": figures}
     (args.output_dir / "reconstruct.json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"wrote {args.output_dir / 'reconstruct.png'} and reconstruct.json")

@@ -1,6 +1,6 @@
 """Watch samples form: the states x_t and the predictions of x_0 (eq. 9) from noise to image.
 
-    python examples/trajectory.py outputs/demo/model outputs/trajectory
+    python examples/trajectory.py outputs/demo outputs/trajectory
 
 Writes trajectory.png (two rows per sample: x_t, and the predicted x_0 below it), trajectory.gif (x_t on the left, the
 predicted x_0 on the right) and trajectory.json (how far each prediction still is from the image it leads to).

@@ -1,0 +1,124 @@
+"""Train one of the CIFAR-10 networks, evaluate it, and write docs/results.md: all that the figures there come from.
+
+    python examples/cifar10.py --recipe cifar10-64 --mixed_precision bf16 --compile
+
+Every flag that is not listed by --help goes to examples/train.py. A run that was stopped, by --minutes or otherwise,
+goes on with the same command, in training as in evaluation.
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from ddim_hf.command_line import run
+from ddim_hf.model_card import write_model_card
+from ddim_hf.results import tables
+from ddim_hf.run_record import read_log
+
+HERE = Path(__file__).parent
+
+
+def call(script: str, *words: object, minutes: float | None = None):
+    """Run an example script; after `minutes` it is told to save and stop (SIGTERM), which ends this program too."""
+    process = subprocess.Popen([sys.executable, HERE / script, *map(str, words)])
+    try:
+        code = process.wait(minutes and minutes * 60)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait()
+    if code:
+        sys.exit(code)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog="Other flags go to train.py.")
+    parser.add_argument("--recipe", choices=["cifar10-64", "cifar10-128"], default="cifar10-64")
+    parser.add_argument("--dataset_name", default="uoft-cs/cifar10")
+    parser.add_argument("--output_dir", type=Path, help="default: outputs/RECIPE")
+    parser.add_argument("--report", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("--minutes", type=float, help="stop training after so long; the same command goes on")
+    parser.add_argument("--feature_extractor", help="a TorchScript file instead of Inception")
+    parser.add_argument("--num_images", type=int, default=10_000, help="of each cell of the table")
+    parser.add_argument("--num_inference_steps", default="10,20,50,100")
+    parser.add_argument("--eta", default="0,0.2,0.5,1")
+    parser.add_argument("--data_images", type=int, help="of each split, for the denoising loss; default: all")
+    parser.add_argument("--note", default="", help="a sentence on the data or the run, for the report")
+    args, training = parser.parse_known_args()
+    folder = args.output_dir or Path("outputs", args.recipe)
+
+    # Train
+    features = ["--feature_extractor", args.feature_extractor] if args.feature_extractor else []
+    where = ["--dataset_name", args.dataset_name, "--validation_split", "test", "--output_dir", folder]
+    training += [*features, "--resume_from_checkpoint", "latest"]
+    call("train.py", "--recipe", args.recipe, *where, *training, minutes=args.minutes)
+
+    # Evaluate
+    cells = ["--num_inference_steps", args.num_inference_steps, "--eta", args.eta, "--tau", "uniform,quad"]
+    cells += ["--variance", "sigma,sigma_hat", "--also", "stock", "--floor", "test", "--num_images", args.num_images]
+    counted = ["--data_images", args.data_images] if args.data_images else []
+    output = ["--output", folder / "results.json"]
+    errors = ["--denoising_loss", *counted]
+    call("evaluate.py", folder, "--reference", args.dataset_name, *output, *cells, *features, *errors)
+
+    # Show
+    call("sample.py", folder, "--num_images", 64, "--output_dir", folder / "first64", "--grid")
+    call("nearest.py", folder, args.dataset_name, folder / "nearest")
+    args.report.parent.mkdir(parents=True, exist_ok=True)
+    pictures = {"samples": folder / "first64" / "samples.png", "nearest": folder / "nearest" / "nearest.png"}
+    for name, picture in pictures.items():
+        shutil.copy(picture, args.report.with_name(f"{args.recipe}-{name}.png"))
+    args.report.write_text(report(args.recipe, folder, args.dataset_name, args.note))
+    shutil.copy(pictures["samples"], folder / "samples.png")
+    write_model_card(folder)
+    print(f"the report lies in {args.report}")
+
+
+def report(recipe: str, folder: Path, dataset: str, note: str) -> str:
+    """The run's settings, tables and pictures as Markdown."""
+    results = json.loads((folder / "results.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
+    near = json.loads((folder / "nearest" / "nearest.json").read_text())
+    log = read_log(folder)
+    last = [row for row in log if "loss" in row][-1]
+    rate = statistics.median(row["images_per_second"] for row in log if "images_per_second" in row)
+    settings = ("batch_size", "learning_rate", "lr_warmup_steps", "ema_decay", "mixed_precision", "compile", "seed")
+    data = shlex.quote(Path(dataset).name if Path(dataset).exists() else dataset)
+    return f"""# {recipe}
+
+Written by `examples/cifar10.py` from what the run recorded. {note}
+
+**Training**: {last["step"]:,} steps ({last["step"] * config["batch_size"]:,} images) on {data}, {rate:.0f} images/s
+(median of the log) on {results["machine"]}; loss {last["loss"]:.4f} at the end;
+{", ".join(f"{name} {config[name]}" for name in settings)}.
+
+**Distances** are of the averaged weights' samples to the training split; "real images" is the same distance of as many
+held-out images, which is what a perfect model would get. Only distances at the same number of images compare.
+
+{tables(results["results"])}
+**The true FID** (lossless CIFAR-10, Inception, the paper's 50,000 images) is measured by
+
+```sh
+accelerate launch examples/evaluate.py {folder} --reference uoft-cs/cifar10 --num_images 50000 \\
+    --num_inference_steps 10,20,50,100 --eta 0,0.2,0.5,1 --tau uniform,quad --variance sigma,sigma_hat
+```
+
+**Samples**: the first 64 seeds, 50 steps, not chosen.
+
+![samples]({recipe}-samples.png)
+
+**Copies?** A sample, then the training images nearest to it. The root mean square distance to the nearest, pixels in
+[0, 1]: median {statistics.median(near["samples_rms"]):.3f} for {len(near["samples_rms"])} samples,
+{statistics.median(near["held_out_rms"]):.3f} for as many held-out images.
+
+![nearest training images]({recipe}-nearest.png)
+"""
+
+
+if __name__ == "__main__":
+    run(main)

@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from diffusers.utils import make_image_grid
 from PIL import Image
 from tqdm.auto import tqdm
 
 from .data import ImageSet
 from .frechet import Statistics, frechet_distance, load_feature_extractor, reference_statistics
-from .images import states_to_uint8
+from .images import image_grid, states_to_uint8
 from .pipeline_ddim_custom import DDIMCustomPipeline
 from .stopping import StopRequest
 from .training_config import Sampler, TrainingConfig
@@ -159,14 +158,11 @@ class ModelSelection:
         shutil.rmtree(old, ignore_errors=True)
 
     def _save_grid(self, sampler: Sampler, grid: list[np.ndarray], step: int):
-        images = [Image.fromarray(pixels) for pixels in grid]
-        columns = max(1, int(len(images) ** 0.5))
-        images = images[: columns * (len(images) // columns)]
-        picture = make_image_grid(images, rows=len(images) // columns, cols=columns)
+        picture = image_grid([Image.fromarray(pixels) for pixels in grid])
         folder = Path(self.config.output_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         picture.save(folder / f"step-{step:07d}-{sampler.name}.png")
         for tracker in self.accelerator.trackers:
-            pixels = np.asarray(picture.convert("RGB"))[None]
+            pixels = np.asarray(picture)[None]
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({f"sampler-{sampler.name}/grid": pixels}, step=step, **layout)

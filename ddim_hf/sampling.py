@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from diffusers.utils import export_to_gif, logging, make_image_grid
+from diffusers.utils import export_to_gif, logging
 from PIL import Image
 from tqdm.auto import tqdm
 
 from .checkpointing import write_text
-from .images import states_to_uint8
+from .images import image_grid, states_to_uint8
 from .pipeline_ddim_custom import DDIMCustomPipeline
 from .run_record import package_versions
 from .scheduling_ddim_custom import DDIMSchedulerCustom
@@ -331,21 +331,13 @@ def _images_in(name: str) -> int:
 
 
 def _save_grid(images: Path, count: int, format: str, file: Path):
-    """The first `count` images, as near to a square as they fill without gaps."""
+    """The first `count` images in a grid."""
     if format == "png":
         pictures = [Image.open(_file(images, [k], format)) for k in range(count)]
     else:
         shards = (np.load(shard, mmap_mode="r") for shard in sorted(images.glob("*.npy")))
         pictures = [Image.fromarray(row) for shard in shards for row in shard[:count]][:count]
-    _grid(pictures).save(file)
-
-
-def _grid(pictures: list[Image.Image]) -> Image.Image:
-    columns = -(-len(pictures) // max(1, int(len(pictures) ** 0.5)))
-    rows = -(-len(pictures) // columns)
-    width, height = pictures[0].size
-    blanks = [Image.new(pictures[0].mode, (width, height))] * (rows * columns - len(pictures))
-    return make_image_grid([*pictures, *blanks], rows=rows, cols=columns)
+    image_grid(pictures).save(file)
 
 
 def _save_gif(pipe, file: Path, count: int, seed: int, block: int, sampling: dict[str, Any]):
@@ -358,5 +350,5 @@ def _save_gif(pipe, file: Path, count: int, seed: int, block: int, sampling: dic
     ]
     states = [np.concatenate(rows) for rows in zip(*parts, strict=True)]
     chosen = np.unique(np.linspace(0, len(states) - 1, GIF_FRAMES).round().astype(int))
-    frames = [_grid([Image.fromarray(row) for row in states[i]]).convert("RGB") for i in chosen]
+    frames = [image_grid([Image.fromarray(row) for row in states[i]]) for i in chosen]
     export_to_gif([*frames, *[frames[-1]] * 10], str(file), fps=10)

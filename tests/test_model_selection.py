@@ -58,8 +58,8 @@ def test_samplers_run_on_their_steps_and_leave_grids(finished):
     """Each sampler runs every so many steps and after the last, logs its distance and saves its grid of 64."""
     assert list(distances(finished, "3-0")) == [4, 8, 12] and list(distances(finished, "2-1")) == [6, 12]
     grids = {file.name: Image.open(file).size for file in (finished / "samples").iterdir()}
-    assert grids == {f"step-{step:07d}-3-0.png": (64, 64) for step in (4, 8, 12)} | {
-        f"step-{step:07d}-2-1.png": (32, 40) for step in (6, 12)
+    assert grids == {f"step-{step:07d}-3-0.png": (8 * 52, 8 * 52) for step in (4, 8, 12)} | {
+        f"step-{step:07d}-2-1.png": (4 * 52, 5 * 52) for step in (6, 12)
     }
 
 
@@ -161,7 +161,8 @@ def test_a_stop_interrupts_a_sampler_and_a_resumed_run_makes_up_for_it(
 
 
 def test_grids_of_few_images_are_whole(model, tmp_path):
-    """A grid of a number of images that fills no rectangle leaves the rest out."""
+    """A grid of a number of images that fills no square shows them all, and leaves the last places black."""
     chosen = selection(model, tmp_path, samplers="1:0.0:1:7", feature_extractor="none")
-    chosen._save_grid(chosen.samplers[0], [np.zeros((8, 8), np.uint8)] * 7, 3)
-    assert Image.open(tmp_path / "samples" / "step-0000003-1-0.png").size == (16, 24)
+    chosen._save_grid(chosen.samplers[0], [np.full((8, 8), 255, np.uint8)] * 7, 3)
+    grid = np.asarray(Image.open(tmp_path / "samples" / "step-0000003-1-0.png"))[26::52, 26::52, 0]
+    assert grid.flatten().tolist() == [255] * 7 + [0] * 2

@@ -166,10 +166,11 @@ def test_grid_and_gif(model, whole):
     """The grid shows the images asked for; the animation ends with the images themselves."""
     generate(load_pipeline(model), whole, grid=9, gif=True, **SETTINGS)
     grid = np.asarray(Image.open(whole / "samples.png"))
-    assert grid.shape == (24, 24, 3)
-    assert np.array_equal(grid[:8, 8:16], np.asarray(Image.open(whole / "images/000001.png")))
+    assert grid.shape == (3 * 52, 3 * 52, 3)  # 8 pixels enlarged to 48, and a border
+    second = Image.open(whole / "images/000001.png").resize((48, 48), Image.Resampling.BICUBIC)
+    assert np.array_equal(grid[2:50, 54:102], np.asarray(second))
     with Image.open(whole / "denoising.gif") as animation:
-        assert animation.n_frames >= 4 and animation.size == (32, 32)
+        assert animation.n_frames >= 4 and animation.size == (4 * 52, 4 * 52)
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,7 @@ def test_tensorboard_gets_figures_and_grids(models, tmp_path):
         assert [event.step for event in events.Scalars(name)] == [line["step"] for line in lines] == [4, 8, 12]
         assert [event.value for event in events.Scalars(name)] == pytest.approx([line[name] for line in lines])
     assert [event.step for event in events.Images("sampler-2-0/grid")] == [6, 12]
-    assert Image.open(folder / "samples" / "step-0000012-2-0.png").size == (32, 32)
+    assert Image.open(folder / "samples" / "step-0000012-2-0.png").size == (4 * 52, 4 * 52)
 
 
 def test_a_logger_that_is_not_there_is_named(models, tmp_path):

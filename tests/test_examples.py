@@ -1,0 +1,175 @@
+"""The example scripts, run as a user runs them, with a tiny model."""
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from training_runs import ROOT, save_features, save_tiny_model
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def run(monkeypatch, script: str, *words) -> int:
+    """The script's exit code."""
+    monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
+    try:
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+
+def picture(file) -> Image.Image:
+    image = Image.open(file)
+    image.load()
+    return image
+
+
+def test_reconstruct(monkeypatch, tmp_path, model):
+    """reconstruct.py leaves a picture with a row for each way and a table in which exact beats plain."""
+    words = ["--num_images", 3, "--num_inference_steps", 5, 10]
+    assert run(monkeypatch, "reconstruct.py", model, tmp_path, *words) == 0
+    assert picture(tmp_path / "reconstruct.png").size == (3 * 52, 5 * 52)
+    mse = json.loads((tmp_path / "reconstruct.json").read_text())["mse"]
+    assert mse.keys() == {"5", "10"} and all(row["exact"] < row["plain"] for row in mse.values())
+
+
+def test_interpolate(monkeypatch, tmp_path, model):
+    """interpolate.py makes a strip of two seeds and a grid of four, each end the image of its own seed."""
+    words = ["--num_images", 4, "--num_inference_steps", 3]
+    assert run(monkeypatch, "interpolate.py", model, tmp_path / "strip", *words, "--seeds", 5, 6) == 0
+    assert run(monkeypatch, "interpolate.py", model, tmp_path / "grid", *words, "--seeds", 5, 6, 7, 8) == 0
+    strip, grid = (picture(tmp_path / kind / "interpolate.png") for kind in ("strip", "grid"))
+    assert strip.size == (4 * 52, 52) and grid.size == (4 * 52, 4 * 52)
+    assert np.array_equal(np.asarray(strip), np.asarray(grid)[:52])
+    assert picture(tmp_path / "grid" / "interpolate.gif").n_frames == 16
+    assert len(json.loads((tmp_path / "strip" / "interpolate.json").read_text())["rms_between_neighbours"]) == 3
+
+
+def test_interpolate_takes_images(monkeypatch, tmp_path, model):
+    """interpolate.py --images inverts two files of any size and mode and goes from one to the other."""
+    for number in range(2):
+        Image.fromarray(np.full((20, 20, 3), 90 * number + 40, dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    words = ["--num_images", 3, "--num_inference_steps", 20, "--images", tmp_path / "0.png", tmp_path / "1.png"]
+    assert run(monkeypatch, "interpolate.py", model, tmp_path / "out", *words) == 0
+    shown = np.asarray(picture(tmp_path / "out" / "interpolate.png"))
+    assert abs(shown[26, 26].mean() - 40) <= 2 and abs(shown[26, 52 * 2 + 26].mean() - 130) <= 2
+
+
+def test_trajectory(monkeypatch, tmp_path, model):
+    """trajectory.py shows states above predictions, moves through them in a GIF, and ends where it leads."""
+    words = ["--num_images", 2, "--num_inference_steps", 5, "--columns", 3]
+    assert run(monkeypatch, "trajectory.py", model, tmp_path, *words) == 0
+    assert picture(tmp_path / "trajectory.png").height == 4 * picture(tmp_path / "trajectory.png").width // 3
+    assert picture(tmp_path / "trajectory.gif").n_frames >= 5
+    assert json.loads((tmp_path / "trajectory.json").read_text())
+
+
+def test_nearest_finds_the_same_image(monkeypatch, tmp_path, model):
+    """nearest.py's distances are those of all pairs, and a training image's own nearest neighbour is itself."""
+    words = ["--num_images", 3, "--neighbours", 2, "--num_inference_steps", 3]
+    assert run(monkeypatch, "nearest.py", model, "digits", tmp_path, *words) == 0
+    assert picture(tmp_path / "nearest.png").size == (3 * 52, 3 * 52)
+    report = json.loads((tmp_path / "nearest.json").read_text())
+    assert len(report["samples_rms"]) == len(report["held_out_rms"]) == 3
+
+    from ddim_hf.data import load_images
+
+    find = runpy.run_path(str(EXAMPLES / "nearest.py"))["nearest"]
+    training = load_images("digits", split="train", resolution=8, channels=1)
+    distances, numbers = find(training[[7, 40]], training, 2)
+    assert numbers[:, 0].tolist() == [7, 40] and distances[:, 0].max() < 1e-3
+    everything = training[:].double() / 255
+    expected = (everything - everything[7]).square().flatten(1).mean(1).sqrt().sort().values[1]
+    assert distances[0, 1] == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_the_benchmark_measures_the_step(monkeypatch, tmp_path, capsys):
+    """benchmark.py prints a table and writes the same rows with the machine they were measured on."""
+    words = ["--only", "step", "--rounds", 1, "--output", tmp_path / "rows.json"]
+    assert run(monkeypatch, "benchmark.py", *words) == 0
+    report = json.loads((tmp_path / "rows.json").read_text())
+    assert len(report["rows"]) == 4 and report["machine"]["versions"]["diffusers"]
+    assert all(row["ratio"] == pytest.approx(row["stock ms"] / row["ours ms"]) for row in report["rows"])
+    assert f"| {report['rows'][0]['what']} |" in capsys.readouterr().out
+
+
+def test_the_benchmarks_check_can_fail():
+    """A lost ratio, a step far beyond its arithmetic and a slow pipeline are each named; good figures pass."""
+    lost = runpy.run_path(str(EXAMPLES / "benchmark.py"))["lost_ratios"]
+    step = {"what": "step [256, 3, 32, 32], eta 0", "ours ms": 0.5, "its tensor operations ms": 0.5, "ratio": 2.5}
+    pipeline = {"what": "pipeline", "ratio": 1.0, "beside the network": 0.003}
+    assert lost([step, pipeline]) == []
+    assert "ratio 1.20" in lost([step | {"ratio": 1.2}])[0]
+    assert "1.60 times its arithmetic" in lost([step | {"ours ms": 0.8}])[0]
+    assert (
+        "ratio 0.80" in lost([pipeline | {"ratio": 0.8}])[0]
+        and "6.0%" in lost([pipeline | {"beside the network": 0.06}])[0]
+    )
+
+
+@pytest.mark.parametrize(
+    "script, words, message",
+    [
+        ("reconstruct.py", ["nowhere/model", "out"], "nowhere/model"),
+        ("interpolate.py", ["MODEL", "out", "--seeds", "1", "2", "3"], "3 corners; allowed: 2"),
+        ("interpolate.py", ["MODEL", "out", "--num_images", "1"], "num_images is 1; allowed: 2 or more"),
+        ("trajectory.py", ["MODEL", "out", "--eta", "2"], "eta is 2.0; allowed"),
+        ("nearest.py", ["MODEL", "digits", "out", "--split", "dev"], "has no split 'dev'"),
+        ("benchmark.py", ["--only", "speed"], "--only has speed; allowed: step"),
+    ],
+)
+def test_bad_input_is_one_line(monkeypatch, tmp_path, capsys, model, hub, script, words, message):
+    """Wrong input to any script is one line and exit code 2."""
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, script, *(model if word == "MODEL" else word for word in words)) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0]
+
+
+def test_cifar10_from_training_to_report(tmp_path, model):
+    """cifar10.py trains, evaluates beside stock and real images, and writes a report; a second call makes it again
+    from what is there."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 8)):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for number in range(count):
+            pixels = random.integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / split / f"{number}.png")
+    words = ["--dataset_name", tmp_path / "data", "--output_dir", tmp_path / "run", "--report", tmp_path / "docs/r.md"]
+    words += ["--feature_extractor", save_features(tmp_path / "features.pt", 64), "--num_images", 8]
+    words += ["--num_inference_steps", 2, "--eta", 0, "--note", "Noise for images."]
+    words += ["--pretrained", model, "--resolution", 8, "--batch_size", 4, "--max_train_steps", 2]
+    words += ["--samplers", "none", "--logger", "none"]
+    call = [sys.executable, EXAMPLES / "cifar10.py", *words]
+    done = subprocess.run([str(word) for word in call], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    text = (tmp_path / "docs/r.md").read_text()
+    assert "Noise for images." in text and "**Training**: 2 steps (8 images)" in text
+    for implementation in ("ddim_hf", "stock", "real images (test)"):
+        assert f"implementation {implementation}" in text
+    for name in re.findall(r"!\[.*\]\((.*)\)", text):
+        assert picture(tmp_path / "docs" / name).width > 100
+    rows = json.loads((tmp_path / "run/results.json").read_text())["results"]
+    (floor,) = [row for row in rows if row.get("implementation") == "real images (test)"]
+
+    extractor = torch.jit.load(str(tmp_path / "features.pt"))
+    from ddim_hf.data import load_images
+    from ddim_hf.frechet import Statistics, frechet_distance
+
+    sets = (load_images(str(tmp_path / "data"), split=part, resolution=8, channels=1) for part in ("test", "train"))
+    real, training = (Statistics().update(extractor(images[:].expand(-1, 3, -1, -1).float())) for images in sets)
+    assert floor["value"] == pytest.approx(frechet_distance(real, training), rel=1e-6)
+    assert floor["num_images"] == 8 and "real images" not in (tmp_path / "run/README.md").read_text()

@@ -21,7 +21,7 @@ import torch
 ROUNDS = 3
 HERE = Path(__file__).parent
 IMPORTS = "import torch, diffusers; from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel"
-BATCH_SIZE, IMAGES, TRAINING_ROUNDS = 64, 512, 7
+BATCH_SIZE, IMAGES, TRAINING_ROUNDS = 64, 512, 3
 
 
 def seconds_of(code: str, **environment: str) -> float:

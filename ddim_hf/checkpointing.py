@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 logger = logging.getLogger(__name__)
@@ -134,10 +135,20 @@ def optimizer_tensors(optimizer, parameters: list, names: list[str]) -> dict[str
 def restore_optimizer(optimizer, parameters: list, names: list[str], tensors: dict[str, torch.Tensor]):
     """Undo `optimizer_tensors`; the moments take their parameter's memory layout, as the fused step demands."""
     for name, parameter in zip(names, parameters, strict=True):
+        if f"{name}/step" not in tensors:  # saved before the parameter's first step
+            continue
         state = optimizer.state[parameter]
         state["step"] = tensors[f"{name}/step"].to(parameter.device)
         for key in ("exp_avg", "exp_avg_sq"):
             state[key] = torch.empty_like(parameter, requires_grad=False).copy_(tensors[f"{name}/{key}"])
+
+
+def save_model(pipeline, folder: Path):
+    """Save a pipeline; OSError, in one line, where it could not be written (safetensors has an error of its own)."""
+    try:
+        pipeline.save_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"the model was not written to {folder}: {_reason(error)}; checkpoints are intact") from error
 
 
 def write_text(path: Path, text: str):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from diffusers import DDIMPipeline, DDIMScheduler
 from PIL import Image
 from tqdm.auto import tqdm
@@ -30,7 +30,7 @@ from .frechet import (
 from .images import states_to_uint8
 from .pipeline_ddim_custom import DDIMCustomPipeline
 from .results import Results, read_manifest
-from .sampling import block_size, describe_network, load_pipeline, processes, sample_numbers, weights_hash
+from .sampling import MANIFEST, block_size, describe_network, load_pipeline, processes, sample_numbers, weights_hash
 from .scheduling_ddim_custom import DDIMSchedulerCustom
 
 RANGES = 10  # of timesteps, in which the denoising loss is also given
@@ -306,7 +306,10 @@ def evaluate(
     Raises:
         ValueError, OSError, ImportError: in one line, what cannot be had.
     """
+    if data_images is not None and data_images < 1:
+        raise ValueError(f"data_images is {data_images}; allowed: whole numbers from 1")
     results, state = Results(output), processes()
+    (results.rows,) = broadcast_object_list([results.rows])  # without a shared disk each would see its own
     state.wait_for_everyone()  # all have read it before one writes it
     common = {"seed": seed, "model": _short(model)}
     data = {"image_column": image_column, "cache_dir": cache_dir}
@@ -329,9 +332,15 @@ def evaluate(
     channels, resolution, _ = pipe._state_shape()
     data |= {"resolution": resolution, "channels": channels}
     taus, variances = tau or [pipe.scheduler.config.skip_type], variance or [pipe.scheduler.config.variance]
+    for steps in reconstruction:  # said before any work, as what is wrong below
+        pipe.scheduler.set_timesteps(steps)
+    splits = data_splits if loss or reconstruction else ()
+    on_data = {part: load_images(reference, split=part, **data) for part in splits}
     if distance:
         cells = _cells(num_inference_steps, eta, taus, variances, also_stock)
-        for cell in cells:  # said before any work
+        if also_stock and "stock" not in {cell["implementation"] for cell in cells}:
+            raise ValueError(f"also stock with tau {taus}, variance {variances}; allowed: 'uniform' with 'sigma'")
+        for cell in cells:
             pipe._check_sampling(max(num_images, 0), None, cell["eta"], "latent", None, None, network_batch_size)
             pipe.scheduler.set_timesteps(cell["num_inference_steps"])
         target = load_reference(reference, split=split, extractor=extractor, **data)
@@ -350,8 +359,7 @@ def evaluate(
         block = network_batch_size or block_size(pipe)
         for cell in cells:
             _measure_cell(pipe, cell, extractor, prepared, results, protocol, block)
-    for part in data_splits if loss or reconstruction else ():
-        images = load_images(reference, split=part, **data)
+    for images in on_data.values():
         protocol = common | {"reference": _short(reference), "split": images.split}
         protocol |= {"num_images": min(data_images or len(images), len(images))}
         _measure_errors(pipe, images, loss, reconstruction, taus, results, protocol)
@@ -410,6 +418,8 @@ def _measure_errors(pipe, images: ImageSet, loss: bool, reconstruction, taus, re
 
 
 def _folder_distance(folder, reference, extractor, mode, kid, split, results: Results, protocol, data):
+    if (folder / MANIFEST).is_file():  # what sample.py left, whose pictures beside the images are none
+        folder = folder / "images"
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise FileNotFoundError(f"{str(folder)!r} holds neither model_index.json nor images")

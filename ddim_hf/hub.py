@@ -374,4 +374,4 @@ def _explained(error: Exception, repo_id: str, revision: str | None, push: bool,
         return ConnectionError(
             f"no connection to {constants.ENDPOINT} ({first_line}): check the network and run this again"
         )
-    return type(error)(first_line) if isinstance(error, RuntimeError) else error
+    return OSError(first_line) if isinstance(error, RuntimeError) else error

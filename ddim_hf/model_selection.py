@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .checkpointing import save_model
 from .data import ImageSet
 from .frechet import Statistics, frechet_distance, load_feature_extractor, reference_statistics
 from .images import image_grid, states_to_uint8
@@ -45,6 +46,7 @@ class ModelSelection:
     def __init__(self, config: TrainingConfig, accelerator: Accelerator, reference: ImageSet, stop: StopRequest):
         self.config, self.accelerator, self.stop = config, accelerator, stop
         self.samplers, self.best, self.pending = config.sampler_list(), {}, []
+        self.others: dict[str, list] = {}  # the best of samplers that this part of the run leaves out
         self.extractor = self.reference = None
         if self.samplers and config.feature_extractor != "none":
             named = None if config.feature_extractor == "inception" else config.feature_extractor
@@ -55,10 +57,11 @@ class ModelSelection:
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         best = {sampler.name: [self.best[sampler], *self._terms(sampler)] for sampler in self.best}
-        return {"best": best, "pending": [sampler.name for sampler in self.pending]}
+        return {"best": {**self.others, **best}, "pending": [sampler.name for sampler in self.pending]}
 
     def load_state(self, state: dict[str, Any]):
         """Take back what `state` returned; a best distance by other images or features is no longer one."""
+        self.others = dict(state["best"])
         for sampler in self.samplers:
             distance, *terms = state["best"].get(sampler.name, [None])
             if terms == self._terms(sampler):
@@ -151,7 +154,11 @@ class ModelSelection:
         partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
-        pipeline.save_pretrained(partial)
+        try:
+            save_model(pipeline, partial)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)

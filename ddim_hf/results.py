@@ -28,6 +28,8 @@ class Results:
         self.file, self.rows = Path(file), []
         if self.file.is_dir():
             raise ValueError(f"output {str(file)!r} is a folder; allowed: a file, such as results.json")
+        if self.file.suffix == ".md":
+            raise ValueError(f"output is {str(file)!r}; allowed: a file such as results.json (its table is the .md)")
         if self.file.is_file():
             try:
                 self.rows = json.loads(self.file.read_text())["results"]

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +15,7 @@ from .pipeline_ddim_custom import DDIMCustomPipeline
 from .run_record import launcher
 from .scheduling_ddim_custom import DDIMSchedulerCustom
 from .training_config import TrainingConfig
-from .unet import build_unet
+from .unet import UNET_CONFIGS, build_unet
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 ON_CPU = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N --mixed_precision no"
@@ -58,8 +59,18 @@ def build_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCusto
     given = {name: value for name, value in given.items() if value is not None}
     if config.pretrained is None:
         torch.manual_seed(config.seed)
+        factor = 2 ** (len(UNET_CONFIGS[config.network]["block_out_channels"]) - 1)
+        if config.resolution % factor:
+            raise ValueError(
+                f"resolution is {config.resolution}; allowed with {config.network}: multiples of {factor}"
+            )
         return build_unet(config.network, sample_size=config.resolution), DDIMSchedulerCustom(**given)
-    pipeline = DDIMCustomPipeline.from_pretrained(config.pretrained)
+    folder, others = Path(config.pretrained), ("model_index.json", "scheduler_config.json")
+    if (folder / "config.json").is_file() and not any((folder / name).is_file() for name in others):
+        # A network saved by itself
+        pipeline = DDIMCustomPipeline(UNet2DModel.from_pretrained(config.pretrained), DDIMSchedulerCustom())
+    else:
+        pipeline = DDIMCustomPipeline.from_pretrained(config.pretrained)
     size = pipeline.unet.config.sample_size
     if size != config.resolution:
         raise ValueError(f"resolution is {config.resolution}; allowed with {config.pretrained}: {size}")

@@ -149,6 +149,8 @@ def generate(
     for name, value in (("num_images", num_images), ("batch_size", batch_size or 1), ("network_batch_size", block)):
         if value != int(value) or value < 1:
             raise ValueError(f"{name} is {value}; allowed: whole numbers from 1")
+    if grid < 0:
+        raise ValueError(f"grid is {grid}; allowed: whole numbers from 0")
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; allowed: {', '.join(map(repr, FORMATS))}")
     pipe._check_sampling(1, None, eta, "latent", None, None, None)

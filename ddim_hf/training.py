@@ -27,6 +27,7 @@ from .checkpointing import (
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
+    save_model,
     set_aside_newer,
     write_text,
 )
@@ -393,7 +394,7 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             for number, name in enumerate(self.emas or [None]):
                 with self.averaged(name):
-                    self.pipeline().save_pretrained(self.folder if number == 0 else self.folder / name)
+                    save_model(self.pipeline(), self.folder if number == 0 else self.folder / name)
             record = {**self.record(), "final_step": self.step, "final_loss": self.loss}
             write_text(self.folder / "config.json", json.dumps(record, indent=2) + "\n")
             self.stop.ignore()  # all is saved: from here on a signal ends the process at once

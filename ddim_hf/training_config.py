@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.utils import validate_repo_id
+
 from .unet import UNET_CONFIGS
 
 # The samplers are those of the CIFAR-10 runs that the results table of the project's source comes from.
@@ -150,6 +152,8 @@ class TrainingConfig:
         for name in ("learning_rate", "max_grad_norm"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: numbers above 0")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed is {self.seed}; allowed: whole numbers from 0 below 2^63")
         if self.snr_gamma is not None and not self.snr_gamma > 0:
             raise ValueError(f"snr_gamma is {self.snr_gamma}; allowed: numbers above 0")
         for name in ("lr_warmup_steps", "weight_decay", "seed"):
@@ -157,6 +161,8 @@ class TrainingConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: numbers from 0")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub without hub_model_id; allowed: --hub_model_id org/name")
+        if self.hub_model_id:
+            validate_repo_id(self.hub_model_id)
         for path in (Path(self.output_dir), *Path(self.output_dir).parents):
             if path.exists() and not path.is_dir():
                 raise ValueError(

@@ -18,6 +18,7 @@ from ddim_hf.checkpointing import (
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
+    save_model,
     set_aside_newer,
     why_torn,
     write_text,
@@ -163,3 +164,31 @@ def test_small_files_are_replaced_as_a_whole(tmp_path):
     with largest_file(1000), pytest.raises(OSError):
         write_text(tmp_path / "config.json", "x" * 100_000)
     assert json.loads((tmp_path / "config.json").read_text()) == {"a": 1}
+
+
+def test_the_optimizer_before_its_first_step_comes_back(tmp_path):
+    """A checkpoint of an optimizer that has not stepped restores one that has not stepped."""
+    parameters = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))]
+    optimizers = [torch.optim.AdamW(parameters) for _ in range(2)]
+    save_checkpoint(tmp_path, 0, {"optimizer": optimizer_tensors(optimizers[0], parameters, ["a", "b"])}, {}, 1)
+    files, _ = load_checkpoint(tmp_path / "checkpoint-0")
+    restore_optimizer(optimizers[1], parameters, ["a", "b"], files["optimizer"])
+    assert not any(optimizers[1].state[parameter] for parameter in parameters)
+
+
+def test_a_full_disk_at_the_end_is_one_line(tmp_path):
+    """A result that cannot be written is an OSError of one line, whatever safetensors calls it."""
+    from training_runs import save_tiny_model
+
+    from ddim_hf import DDIMCustomPipeline
+
+    pipeline = DDIMCustomPipeline.from_pretrained(save_tiny_model(tmp_path / "model"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="the model was not written to .*; checkpoints are intact"):
+            save_model(pipeline, tmp_path / "result")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)

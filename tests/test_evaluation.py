@@ -339,6 +339,11 @@ def test_precomputed_statistics_are_cleanfids(monkeypatch, tmp_path, files):
         (["--inception_weights", __file__], "is not Inception as a TorchScript module"),
         (["--feature_extractor", "FEATURES", "--eta", "0,3"], "eta is 3.0; allowed: 0"),
         (["--feature_extractor", "FEATURES", "--num_inference_steps", "1001"], "num_inference_steps is 1001"),
+        (["--no_distance", "--denoising_loss", "--data_images", "-5"], "data_images is -5; allowed"),
+        (["--no_distance", "--reconstruction", "2000"], "num_inference_steps is 2000; allowed"),
+        (["--no_distance", "--denoising_loss", "--data_splits", "dev"], "has no split 'dev'"),
+        (["--feature_extractor", "FEATURES", "--also", "stock", "--tau", "quad"], "also stock with tau ['quad']"),
+        (["--output", "table.md"], "output is 'table.md'; allowed: a file such as results.json"),
         (["--tau", "cubic"], "'cubic'; allowed: uniform, quad"),
     ],
 )

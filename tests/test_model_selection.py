@@ -166,3 +166,15 @@ def test_grids_of_few_images_are_whole(model, tmp_path):
     chosen._save_grid(chosen.samplers[0], [np.full((8, 8), 255, np.uint8)] * 7, 3)
     grid = np.asarray(Image.open(tmp_path / "samples" / "step-0000003-1-0.png"))[26::52, 26::52, 0]
     assert grid.flatten().tolist() == [255] * 7 + [0] * 2
+
+
+def test_a_sampler_left_out_for_a_while_keeps_its_best(model, tmp_path):
+    """What a checkpoint says of a sampler outlives a part of the run that leaves the sampler out."""
+    settings = dict(feature_extractor=save_features(tmp_path / "features.pt", 64))
+    first = selection(model, tmp_path, samplers="2:0:1:4,3:0:1:4", **settings)
+    first.best = {sampler: 1.5 for sampler in first.samplers}
+    between = selection(model, tmp_path, samplers="none", **settings)
+    between.load_state(first.state())
+    last = selection(model, tmp_path, samplers="2:0:1:4,3:0:1:4", **settings)
+    last.load_state(between.state())
+    assert last.best == first.best

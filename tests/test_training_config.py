@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from training_runs import SCRIPT, save_tiny_model
 
+from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import run as run_script
+from ddim_hf.run_setup import build_model
 from ddim_hf.training_config import RECIPES, TrainingConfig
 from ddim_hf.unet import UNET_CONFIGS
 
@@ -145,6 +148,9 @@ def test_bad_input_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, mo
         f"output_dir is {tmp_path / 'file' / 'run'}, and": ["--output_dir", tmp_path / "file" / "run"],
         "resolution is 16; allowed with": [*output, "--pretrained", model, "--resolution", 16],
         "has no split 'dev'": [*output, "--validation_split", "dev", *tiny],
+        "resolution is 9; allowed with digits: multiples of 2": [*output, "--resolution", 9],
+        "seed is 18446744073709551615; allowed": [*output, "--seed", 2**64 - 1],
+        "Repo id must": [*output, "--hub_model_id", "a/b/c"],
         "nowhere": [*output, "--resume_from_checkpoint", tmp_path / "nowhere", *tiny],
     }
     for message, words in cases.items():
@@ -176,3 +182,13 @@ def test_skip_broken_goes_on(monkeypatch, capsys, tmp_path, model):
             train(monkeypatch, *words, *cache, *short, "--dataset_name", torn)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["num_images"] == 3
     assert os.path.exists(tmp_path / "run" / "model_index.json")
+
+
+def test_a_network_saved_by_itself_is_fine_tuned(model, tmp_path):
+    """--pretrained takes a UNet2DModel's own folder, with the noise schedule that the flags say."""
+    pipe = DDIMCustomPipeline.from_pretrained(model)
+    pipe.unet.save_pretrained(tmp_path / "unet")
+    settings = dict(pretrained=str(tmp_path / "unet"), resolution=8, beta_schedule="scaled_linear")
+    unet, scheduler = build_model(TrainingConfig(output_dir=str(tmp_path / "run"), **settings))
+    assert all(torch.equal(a, b) for a, b in zip(unet.parameters(), pipe.unet.parameters(), strict=True))
+    assert scheduler.config.beta_schedule == "scaled_linear"

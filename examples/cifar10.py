@@ -89,9 +89,16 @@ def report(recipe: str, folder: Path, dataset: str, note: str) -> str:
     rate = statistics.median(row["images_per_second"] for row in log if "images_per_second" in row)
     settings = ("batch_size", "learning_rate", "lr_warmup_steps", "ema_decay", "mixed_precision", "compile", "seed")
     data = shlex.quote(Path(dataset).name if Path(dataset).exists() else dataset)
+    words = [Path(word).name if Path(word).exists() else word for word in sys.argv[1:] if word not in ("--note", note)]
     return f"""# {recipe}
 
-Written by `examples/cifar10.py` from what the run recorded. {note}
+Written from what the run recorded by
+
+```sh
+python examples/cifar10.py {shlex.join(words)}
+```
+
+{note}
 
 **Training**: {last["step"]:,} steps ({last["step"] * config["batch_size"]:,} images) on {data}, {rate:.0f} images/s
 (median of the log) on {results["machine"]}; loss {last["loss"]:.4f} at the end;
@@ -113,7 +120,7 @@ accelerate launch examples/evaluate.py {folder} --reference uoft-cs/cifar10 --nu
 ![samples]({recipe}-samples.png)
 
 **Copies?** A sample, then the training images nearest to it. The root mean square distance to the nearest, pixels in
-[0, 1]: median {statistics.median(near["samples_rms"]):.3f} for {len(near["samples_rms"])} samples,
+[0, 1]: median {statistics.median(near["samples_rms"]):.3f} for {len(near["samples_rms"])} samples and
 {statistics.median(near["held_out_rms"]):.3f} for as many held-out images.
 
 ![nearest training images]({recipe}-nearest.png)

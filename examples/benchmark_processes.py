@@ -246,6 +246,7 @@ def measure_training() -> list[dict]:
             row |= {"bare loop": rate["bare"], "ours to stock": rate["ours"] / rate["stock"]}
             row |= {"ours to bare": rate["ours"] / rate["bare"]}
             rows.append(row | {"compiled to stock": rate["compiled"] / rate["stock"]})
+            print(json.dumps(rows[-1]), file=sys.stderr)  # the next one takes minutes
     return rows
 
 

@@ -14,6 +14,7 @@ from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
 from ddim_hf.data import load_images
 from ddim_hf.evaluation import denoising_loss, evaluate, kernel_distance, reconstruction_error
 from ddim_hf.frechet import Statistics, frechet_distance, load_feature_extractor, reference_statistics
+from ddim_hf.sampling import generate, load_pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -357,3 +358,13 @@ def test_bad_input_is_one_line(files, tmp_path, monkeypatch, capsys, arguments, 
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / "examples/evaluate.py"), run_name="__main__")
     assert stop.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_folder_that_sampling_left_is_its_images_alone(files, tmp_path):
+    """Given sample.py's own folder, the distance is that of images/, not of the grid and GIF beside it."""
+    pipe = load_pipeline(str(files / "tiny"))
+    generate(pipe, tmp_path / "out", num_images=8, num_inference_steps=2, grid=4, gif=True)
+    settings = {"feature_extractor": files / "features.pt", "cache_dir": tmp_path / "cache"}
+    whole = evaluate(str(tmp_path / "out"), "digits", tmp_path / "a.json", **settings)
+    images = evaluate(str(tmp_path / "out/images"), "digits", tmp_path / "b.json", **settings)
+    assert whole[0]["value"] == images[0]["value"] and whole[0]["num_images"] == 8

@@ -414,3 +414,16 @@ def test_given_parts_and_folders_load_as_in_diffusers(hub, tmp_path):
     with pytest.raises(OSError) as caught:
         DDIMCustomPipeline.from_pretrained(tmp_path)
     one_line(caught, str(weights), "truncated")
+
+
+def test_whatever_stops_a_push_is_one_line_and_loses_nothing(hub, run, monkeypatch):
+    """An error of the upload's own kind, as its transfer library raises, ends as an OSError of one line."""
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("Data processing error\nwith a second line")
+
+    before = sorted(path.name for path in run.rglob("*"))
+    monkeypatch.setattr("huggingface_hub.HfApi.preupload_lfs_files", broken)
+    with pytest.raises(OSError, match="Data processing error") as error:
+        push_to_hub(run, "org/tiny", token=WRITER)
+    assert "\n" not in str(error.value) and sorted(path.name for path in run.rglob("*")) == before

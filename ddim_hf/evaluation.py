@@ -335,6 +335,7 @@ def evaluate(
     for steps in reconstruction:  # said before any work, as what is wrong below
         pipe.scheduler.set_timesteps(steps)
     splits = data_splits if loss or reconstruction else ()
+    block = network_batch_size or block_size(pipe)
     on_data = {part: load_images(reference, split=part, **data) for part in splits}
     if distance:
         cells = _cells(num_inference_steps, eta, taus, variances, also_stock)
@@ -356,13 +357,12 @@ def evaluate(
             if not results.has(row):
                 statistics = Statistics().update(np.concatenate([extractor(part) for part in real.split(128)]))
                 results.add(row | {"value": frechet_distance(statistics, prepared[0])})
-        block = network_batch_size or block_size(pipe)
         for cell in cells:
             _measure_cell(pipe, cell, extractor, prepared, results, protocol, block)
     for images in on_data.values():
         protocol = common | {"reference": _short(reference), "split": images.split}
         protocol |= {"num_images": min(data_images or len(images), len(images))}
-        _measure_errors(pipe, images, loss, reconstruction, taus, results, protocol)
+        _measure_errors(pipe, images, loss, reconstruction, taus, results, protocol, max(64, block))
     return results.rows
 
 
@@ -384,6 +384,8 @@ def _cells(steps, etas, taus, variances, also_stock) -> list[dict[str, Any]]:
 
 def _measure_cell(pipe, cell, extractor, prepared, results: Results, protocol, block: int):
     protocol = protocol | cell
+    if cell["implementation"] == "stock":  # it knows nothing of fast sampling
+        protocol["network"] = str(pipe.unet.dtype).removeprefix("torch.")
     metrics = [extractor.metric] + (
         ["kid" if extractor.metric == "fid" else "kernel_distance"] if prepared[1] is not None else []
     )
@@ -404,16 +406,17 @@ def _set_scheduler(pipe: DDIMCustomPipeline, tau: str, variance: str):
     pipe.scheduler = DDIMSchedulerCustom.from_config(pipe.scheduler.config, skip_type=tau, variance=variance)
 
 
-def _measure_errors(pipe, images: ImageSet, loss: bool, reconstruction, taus, results: Results, protocol):
+def _measure_errors(pipe, images: ImageSet, loss: bool, reconstruction, taus, results: Results, protocol, batch_size):
+    sizes = {"num_images": protocol["num_images"], "batch_size": batch_size}
     if loss and not results.has({"metric": "denoising_loss", **protocol}):
-        value, ranges = denoising_loss(pipe, images, num_images=protocol["num_images"], seed=protocol["seed"])
+        value, ranges = denoising_loss(pipe, images, seed=protocol["seed"], **sizes)
         results.add({"metric": "denoising_loss", "value": value, **protocol, "by_timesteps": ranges})
     protocol = {key: value for key, value in protocol.items() if key != "seed"}  # nothing is drawn
     for tau, steps in itertools.product(taus, reconstruction):
         row = {"metric": "reconstruction_mse", **protocol, "tau": tau, "eta": 0.0, "num_inference_steps": steps}
         if not results.has(row):
             _set_scheduler(pipe, tau, "sigma")
-            value = reconstruction_error(pipe, images, steps, num_images=protocol["num_images"])
+            value = reconstruction_error(pipe, images, steps, **sizes)
             results.add(row | {"value": value})
 
 

@@ -56,6 +56,8 @@ class FastNetwork:
         self.dtype = dtype or (torch.bfloat16 if pays else torch.float32)
         self.compiled = compile and self._can_compile()
         unet.to(memory_format=torch.channels_last)
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # the first call of a batch size looks for its fastest kernels
         self.forward = self._compile() if self.compiled else unet.forward
         compiled = "compiled on first use, once for each batch size" if self.compiled else "not compiled"
         self.dtype_name = str(self.dtype).removeprefix("torch.")

@@ -41,6 +41,8 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
         raise ValueError(
             f"launched as {accelerator.distributed_type.value}; allowed: data parallel (accelerate launch --multi_gpu)"
         )
+    if accelerator.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # all steps have one shape: the first looks for its fastest kernels
     parts = accelerator.num_processes * config.gradient_accumulation_steps
     if config.batch_size % parts:
         raise ValueError(
@@ -64,7 +66,8 @@ def build_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCusto
             raise ValueError(
                 f"resolution is {config.resolution}; allowed with {config.network}: multiples of {factor}"
             )
-        return build_unet(config.network, sample_size=config.resolution), DDIMSchedulerCustom(**given)
+        changes = {} if config.dropout is None else {"dropout": config.dropout}
+        return build_unet(config.network, sample_size=config.resolution, **changes), DDIMSchedulerCustom(**given)
     folder, others = Path(config.pretrained), ("model_index.json", "scheduler_config.json")
     if (folder / "config.json").is_file() and not any((folder / name).is_file() for name in others):
         # A network saved by itself

@@ -49,7 +49,7 @@ FREE_ON_RESUME = frozenset(
     "output_dir max_train_steps cache_dir dataset_name image_column gradient_accumulation_steps logger logging_steps "
     "checkpointing_steps checkpoints_total_limit resume_from_checkpoint samplers feature_extractor inception_weights "
     "sampling_batch_size validation_split validation_steps validation_images dry_run push_to_hub hub_model_id "
-    "hub_private recipe pretrained skip_broken prediction_type beta_schedule".split()
+    "hub_private recipe pretrained dropout skip_broken prediction_type beta_schedule".split()
 )
 
 
@@ -83,6 +83,7 @@ class TrainingConfig:
     output_dir: str = setting("where the run's folder is made", "outputs/train")
 
     network: str | None = setting(f"the U-Net, that of the recipe's name if not given: {', '.join(UNET_CONFIGS)}")
+    dropout: float | None = setting("dropout of a new network, in [0, 1); that of its row if not given")
     pretrained: str | None = setting("start from this model's UNet2DModel (folder or Hub id) instead of a new one")
     dataset_name: str | None = setting("'digits', a Hub id, a folder of images, a parquet file or a saved dataset")
     split: str = setting("split to train on", "train")
@@ -154,6 +155,10 @@ class TrainingConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: numbers above 0")
         if self.seed >= 2**63:
             raise ValueError(f"seed is {self.seed}; allowed: whole numbers from 0 below 2^63")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; allowed: numbers from 0 below 1")
+        if self.dropout is not None and self.pretrained is not None:
+            raise ValueError("dropout is given with pretrained, whose network has its own; allowed: one of them")
         if self.snr_gamma is not None and not self.snr_gamma > 0:
             raise ValueError(f"snr_gamma is {self.snr_gamma}; allowed: numbers above 0")
         for name in ("lr_warmup_steps", "weight_decay", "seed"):

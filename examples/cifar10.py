@@ -22,6 +22,7 @@ from ddim_hf.results import tables
 from ddim_hf.run_record import read_log
 
 HERE = Path(__file__).parent
+PARTS = ("train", "evaluate", "show")
 
 
 def call(script: str, *words: object, minutes: float | None = None):
@@ -42,31 +43,50 @@ def main():
     parser.add_argument("--dataset_name", default="uoft-cs/cifar10")
     parser.add_argument("--output_dir", type=Path, help="default: outputs/RECIPE")
     parser.add_argument("--report", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("--parts", default="train,evaluate,show", help="which of these, by commas")
     parser.add_argument("--minutes", type=float, help="stop training after so long; the same command goes on")
     parser.add_argument("--feature_extractor", help="a TorchScript file instead of Inception")
     parser.add_argument("--num_images", type=int, default=10_000, help="of each cell of the table")
     parser.add_argument("--num_inference_steps", default="10,20,50,100")
     parser.add_argument("--eta", default="0,0.2,0.5,1")
     parser.add_argument("--data_images", type=int, help="of each split, for the denoising loss; default: all")
+    parser.add_argument("--fast", action="store_true", help="evaluate with fast sampling")
     parser.add_argument("--note", default="", help="a sentence on the data or the run, for the report")
     args, training = parser.parse_known_args()
-    folder = args.output_dir or Path("outputs", args.recipe)
+    parts = args.parts.split(",")
+    if not set(parts) <= set(PARTS):
+        raise ValueError(f"parts is {args.parts!r}; allowed: {', '.join(PARTS)}, by commas")
+    args.output_dir = args.output_dir or Path("outputs", args.recipe)
+    if "train" in parts:
+        train(args, training)
+    if "evaluate" in parts:
+        evaluate(args)
+    if "show" in parts:
+        show(args)
 
-    # Train
-    features = ["--feature_extractor", args.feature_extractor] if args.feature_extractor else []
-    where = ["--dataset_name", args.dataset_name, "--validation_split", "test", "--output_dir", folder]
-    training += [*features, "--resume_from_checkpoint", "latest"]
-    call("train.py", "--recipe", args.recipe, *where, *training, minutes=args.minutes)
 
-    # Evaluate
+def features(args: argparse.Namespace) -> list[str]:
+    return ["--feature_extractor", args.feature_extractor] if args.feature_extractor else []
+
+
+def train(args: argparse.Namespace, flags: list[str]):
+    data = ["--dataset_name", args.dataset_name, "--validation_split", "test", "--output_dir", args.output_dir]
+    resumed = [*features(args), *flags, "--resume_from_checkpoint", "latest"]
+    call("train.py", "--recipe", args.recipe, *data, *resumed, minutes=args.minutes)
+
+
+def evaluate(args: argparse.Namespace):
+    """The table, the same of diffusers' own pipeline and of real images, and the denoising loss."""
     cells = ["--num_inference_steps", args.num_inference_steps, "--eta", args.eta, "--tau", "uniform,quad"]
     cells += ["--variance", "sigma,sigma_hat", "--also", "stock", "--floor", "test", "--num_images", args.num_images]
-    counted = ["--data_images", args.data_images] if args.data_images else []
-    output = ["--output", folder / "results.json"]
-    errors = ["--denoising_loss", *counted]
-    call("evaluate.py", folder, "--reference", args.dataset_name, *output, *cells, *features, *errors)
+    errors = ["--denoising_loss", *(["--data_images", args.data_images] if args.data_images else [])]
+    output = ["--output", args.output_dir / "results.json", *(["--fast"] if args.fast else [])]
+    call("evaluate.py", args.output_dir, "--reference", args.dataset_name, *output, *cells, *features(args), *errors)
 
-    # Show
+
+def show(args: argparse.Namespace):
+    """The pictures, the model card and the report."""
+    folder = args.output_dir
     call("sample.py", folder, "--num_images", 64, "--output_dir", folder / "first64", "--grid")
     call("nearest.py", folder, args.dataset_name, folder / "nearest")
     args.report.parent.mkdir(parents=True, exist_ok=True)

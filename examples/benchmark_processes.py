@@ -21,7 +21,7 @@ import torch
 ROUNDS = 3
 HERE = Path(__file__).parent
 IMPORTS = "import torch, diffusers; from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel"
-BATCH_SIZE, IMAGES, TRAINING_ROUNDS = 64, 512, 3
+BATCH_SIZE, IMAGES, TRAINING_ROUNDS = 128 if torch.cuda.is_available() else 64, 512, 3
 
 
 def seconds_of(code: str, **environment: str) -> float:
@@ -136,7 +136,7 @@ def write_images(folder: Path):
         Image.fromarray(pixels).save(folder / f"{number:04d}.png")
 
 
-def stock_stepper(folder: str, network: str, precision: str) -> Callable[[], None]:
+def stock_stepper(folder: str, network: str, precision: str, batch_size: int = BATCH_SIZE) -> Callable[[], None]:
     """A step with the choices of diffusers' train_unconditional.py: PNGs decoded and transformed in the data loader,
     default AdamW, EMAModel, and the loss read in every step."""
     from accelerate import Accelerator
@@ -155,7 +155,7 @@ def stock_stepper(folder: str, network: str, precision: str) -> Callable[[], Non
     change = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])
     dataset = load_dataset("imagefolder", data_dir=folder, split="train")
     dataset.set_transform(lambda rows: {"input": [change(image.convert("RGB")) for image in rows["image"]]})
-    loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH_SIZE, shuffle=True)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=True)
     rate = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=10_000)
     model, optimizer, loader, rate = accelerator.prepare(model, optimizer, loader, rate)
     ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
@@ -200,14 +200,16 @@ def bare_stepper(network: str, precision: str) -> Callable[[], None]:
     return step
 
 
-def our_stepper(folder: str, network: str, precision: str, compile: bool) -> Callable[[], None]:
-    """The step of examples/train.py."""
+def our_stepper(
+    folder: str, network: str, precision: str, compile: bool, batch_size: int = BATCH_SIZE, **extra: object
+) -> Callable[[], None]:
+    """The step of examples/train.py, with `extra` settings of it."""
     from ddim_hf.training import TrainingConfig, TrainingRun
 
     settings = {"recipe": "cifar10-64", "network": network, "dataset_name": folder, "output_dir": f"{folder}/run"}
-    settings |= {"batch_size": BATCH_SIZE, "mixed_precision": precision, "compile": compile}
+    settings |= {"batch_size": batch_size, "mixed_precision": precision, "compile": compile}
     settings |= {"samplers": "none", "validation_split": "none", "logger": "none"}
-    run = TrainingRun(TrainingConfig(**settings))
+    run = TrainingRun(TrainingConfig(**settings, **extra))
     run.start()
     return run.train_step
 

@@ -116,7 +116,10 @@ class TrainingRun:
         }
         self.model, self.optimizer = self.accelerator.prepare(self.unet, self.optimizer)
         if config.compile:
-            self.unet.compile()
+            # CUDA graphs spare the host a thousand launches a step; with other processes or passes, gradients would be
+            # needed beyond the replay that overwrites them.
+            alone = self.accelerator.num_processes == config.gradient_accumulation_steps == 1
+            self.unet.compile(mode="reduce-overhead" if alone and self.device.type == "cuda" else None)
         self.objective = Objective(self.scheduler, config.snr_gamma, channels_last)
 
     # Before the first step

@@ -8,6 +8,7 @@ distance of each sample to its nearest training image, and for scale the same of
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 
 import torch
@@ -66,7 +67,7 @@ def main():
     (args.output_dir / "nearest.json").write_text(json.dumps(report, indent=2) + "\n")
     for name in ("samples_rms", "held_out_rms"):
         if name in report:
-            print(f"{name}: median {torch.tensor(report[name]).median():.4f}")
+            print(f"{name}: median {statistics.median(report[name]):.4f}")
     print(f"wrote {args.output_dir / 'nearest.png'} and nearest.json")
 
 

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from training_runs import ROOT, save_features, save_tiny_model
 
+from ddim_hf import DDIMCustomPipeline
+
 EXAMPLES = ROOT / "examples"
 
 
@@ -173,3 +175,13 @@ def test_cifar10_from_training_to_report(tmp_path, model):
     real, training = (Statistics().update(extractor(images[:].expand(-1, 3, -1, -1).float())) for images in sets)
     assert floor["value"] == pytest.approx(frechet_distance(real, training), rel=1e-6)
     assert floor["num_images"] == 8 and "real images" not in (tmp_path / "run/README.md").read_text()
+
+
+def test_the_models_in_the_repository_make_images():
+    """The CIFAR-10 model loads in float32 from its half precision; its neighbouring pixels are alike, unlike noise's."""
+    pipe = DDIMCustomPipeline.from_pretrained(ROOT / "models" / "ddim-cifar10-64")
+    assert pipe.unet.dtype == torch.float32 and pipe.unet.config.dropout == 0.0
+    pixels = pipe(8, num_inference_steps=5, seeds=range(8), output_type="pt").images
+    steps = (pixels[..., 1:] - pixels[..., :-1]).abs().mean(dim=(1, 2, 3))
+    assert pixels.shape == (8, 3, 32, 32) and pixels.std() > 0.15
+    assert steps.max() < 0.15, steps  # uniform noise has 0.33

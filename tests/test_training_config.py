@@ -29,6 +29,14 @@ def test_a_recipe_gives_the_defaults_and_flags_override_it(recipe):
     assert TrainingConfig(recipe=recipe, random_flip=False).random_flip is False
 
 
+def test_dropout_replaces_that_of_a_new_network_alone():
+    """The row's dropout stands unless one is given; a pretrained network has its own."""
+    assert build_model(TrainingConfig(recipe="cifar10-64"))[0].config.dropout == 0.1
+    assert build_model(TrainingConfig(recipe="cifar10-64", dropout=0.0))[0].config.dropout == 0.0
+    with pytest.raises(ValueError, match="dropout is given with pretrained"):
+        TrainingConfig(dropout=0.0, pretrained="org/model")
+
+
 def test_ones_own_images_need_no_held_out_split():
     """The recipe's validation split is that of the recipe's images: others are validated only where asked for."""
     assert TrainingConfig().validation_split == "test"
@@ -53,6 +61,7 @@ BAD = {
     "ema_decay": "1.5",
     "samplers": "50:0.0:100",
     "snr_gamma": 0.0,
+    "dropout": 1.0,
     "weight_decay": -0.1,
     "seed": -1,
 }

@@ -255,6 +255,15 @@ def test_the_reconstruction_error_is_the_mean_over_images(files):
 TABLE = {"num_inference_steps": [2, 4], "eta": [0.0, 1.0], "variance": ["sigma", "sigma_hat"], "num_images": 32}
 
 
+def test_fast_sampling_is_recorded_of_ours_alone(files, tmp_path):
+    """With --fast, stock still runs the plain network, and its row says so."""
+    arguments = (str(files / "tiny"), "digits", tmp_path / "results.json")
+    settings = {"num_inference_steps": [2], "num_images": 4, "feature_extractor": files / "features.pt"}
+    rows = evaluate(*arguments, **settings, cache_dir=tmp_path, also_stock=True, fast=True, network_batch_size=4)
+    networks = {row["implementation"]: row["network"] for row in rows}
+    assert networks["stock"] == "float32" and networks["ddim_hf"].startswith("fast sampling")
+
+
 def test_a_table_records_its_protocol_and_resumes(files, tmp_path, capsys):
     """Each figure carries its protocol; stock agrees with ours on the same seeds; figures there are not made again."""
     arguments = (str(files / "tiny"), "digits", tmp_path / "results.json")

@@ -178,7 +178,7 @@ def test_cifar10_from_training_to_report(tmp_path, model):
 
 
 def test_the_models_in_the_repository_make_images():
-    """The CIFAR-10 model loads in float32 from its half precision; its neighbouring pixels are alike, unlike noise's."""
+    """The CIFAR-10 model loads in float32 from half precision; its neighbouring pixels are alike, unlike noise's."""
     pipe = DDIMCustomPipeline.from_pretrained(ROOT / "models" / "ddim-cifar10-64")
     assert pipe.unet.dtype == torch.float32 and pipe.unet.config.dropout == 0.0
     pixels = pipe(8, num_inference_steps=5, seeds=range(8), output_type="pt").images

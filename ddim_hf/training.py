@@ -83,6 +83,7 @@ class TrainingRun:
         self.images = self._load(config.split)
         self.validation = None if config.validation_split in (None, "none") else self._load(config.validation_split)
         self.step, self.loss, self.reader = 0, None, None
+        self.window = {}  # what a resumed run had counted since its last log line
         if not config.dry_run:
             self._prepare()
             self.selection = ModelSelection(config, self.accelerator, self.images, self.stop)
@@ -207,7 +208,7 @@ class TrainingRun:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.selection.load_state(state["selection"])
-        self.step, self.loss = state["step"], state["loss"]
+        self.step, self.loss, self.window = state["step"], state["loss"], state.get("window", {})
         self.accelerator.print(f"resuming {path} at step {self.step}")
 
     # The loop
@@ -220,7 +221,7 @@ class TrainingRun:
         first = size * self.accelerator.process_index
         self.share = slice(first, first + size)
         self.reader = BatchReader(self.images, order, self.share, self.device, self.step, config.max_train_steps)
-        self._start_window()
+        self._start_window(**self.window)
 
     def loop(self):
         """Train to max_train_steps, with logs, samples, validation and checkpoints on the way."""
@@ -290,27 +291,29 @@ class TrainingRun:
 
     # Between steps
 
-    def _start_window(self):
-        """Begin to count anew what the next log line reports."""
-        self.window_loss = torch.zeros((), device=self.device)
-        self.window_steps, self.window_data, self.window_start = 0, 0.0, time.perf_counter()
+    def _start_window(self, loss: float = 0.0, steps: int = 0, data: float = 0.0, seconds: float = 0.0):
+        """Begin to count what the next log line reports: anew, or from what a checkpoint held."""
+        self.window_loss = torch.tensor(loss, device=self.device)
+        self.window_steps, self.window_data, self.window_start = steps, data, time.perf_counter() - seconds
 
-    def _mean_loss(self) -> float:
-        """The loss since the last log line, over all processes; ValueError where it or a weight is not finite."""
-        loss = (self.accelerator.reduce(self.window_loss, "mean") / max(1, self.window_steps)).item()
+    def _summed_loss(self) -> float:
+        """The losses since the last log line, the mean over all processes; ValueError where a loss or a weight is not
+        finite."""
+        loss = self.accelerator.reduce(self.window_loss, "mean").item()
         finite = torch.stack([parameter.isfinite().all() for parameter in self.parameters]).all().item()
         if not (math.isfinite(loss) and finite):
             checkpoints = list_checkpoints(self.folder)
             kept = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
+            mean = loss / max(1, self.window_steps)
             raise ValueError(
                 f"{'a weight' if math.isfinite(loss) else 'the loss'} became not finite in {self.window_steps} steps "
-                f"to step {self.step} (loss {loss}); nothing was saved, {kept}; try a lower learning_rate "
+                f"to step {self.step} (loss {mean}); nothing was saved, {kept}; try a lower learning_rate "
                 f"(now {self.config.learning_rate:g})"
             )
         return loss
 
     def _log(self) -> str:
-        self.loss = self._mean_loss()
+        self.loss = self._summed_loss() / max(1, self.window_steps)
         seconds = time.perf_counter() - self.window_start
         values = {
             "loss": self.loss,
@@ -363,8 +366,7 @@ class TrainingRun:
         self.window_start += time.perf_counter() - began
 
     def _checkpoint(self):
-        self._mean_loss()
-        began, failure = time.perf_counter(), None
+        loss, began, failure = self._summed_loss(), time.perf_counter(), None
         if self.accelerator.is_main_process:
             names = [name for name, _ in self.unet.named_parameters()]
             files = {
@@ -378,6 +380,12 @@ class TrainingRun:
                 "identity": self.identity(),
                 "selection": self.selection.state(),
                 "loss": self.loss,
+                "window": {
+                    "loss": loss,
+                    "steps": self.window_steps,
+                    "data": self.window_data,
+                    "seconds": began - self.window_start,
+                },
                 "scaler": scaler.state_dict() if scaler is not None else None,
             }
             try:

@@ -7,6 +7,8 @@ import warnings
 import torch
 from diffusers import UNet2DModel
 
+from .fast_forwards import FastForwards
+
 
 def trial_of_bf16(device: torch.device) -> tuple[bool, str]:
     """Whether bf16 pays on the device, and why.
@@ -56,6 +58,8 @@ class FastNetwork:
         self.dtype = dtype or (torch.bfloat16 if pays else torch.float32)
         self.compiled = compile and self._can_compile()
         unet.to(memory_format=torch.channels_last)
+        on_cpu, bf16 = device.type == "cpu", self.dtype == torch.bfloat16
+        self._forwards = FastForwards(unet, bf16=bf16, channel_sums=self.compiled and on_cpu)
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # the first call of a batch size looks for its fastest kernels
         self.forward = self._compile() if self.compiled else unet.forward
@@ -81,5 +85,6 @@ class FastNetwork:
         return output.to(torch.float32, memory_format=torch.contiguous_format, copy=self.compiled)
 
     def undo(self):
-        """Give the network its weights in the default layout back."""
+        """Give the network its weights in the default layout and its own forwards back."""
+        self._forwards.undo()
         self.unet.to(memory_format=torch.contiguous_format)

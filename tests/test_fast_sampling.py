@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, build_unet
+from ddim_hf.fast_forwards import FastForwards, group_averages, group_norm
 from ddim_hf.fast_sampling import trial_of_bf16
 
 SEEDS = {"batch_size": 3, "seeds": [4, 5, 6], "num_inference_steps": 5, "output_type": "pt"}
@@ -41,13 +42,55 @@ def test_bf16_is_the_networks_alone(pipe):
     assert all(state.dtype == torch.float32 for state in pipe(**SEEDS, return_trajectory=True).trajectory)
 
 
-def test_disable_undoes_it(pipe):
+@pytest.mark.parametrize("mean, tolerance", [(0.0, 1e-5), (30.0, 1e-3)])
+@pytest.mark.parametrize("shape", [(3, 12, 8, 8), (3, 12, 20)])
+def test_group_norm_is_torchs(shape, mean, tolerance):
+    """GroupNorm by channel sums is torch's within 1e-5, and 1e-3 at 30 deviations from zero; images and sequences."""
+    module = torch.nn.GroupNorm(4, 12, eps=1e-5)
+    torch.nn.init.normal_(module.weight)
+    torch.nn.init.normal_(module.bias)
+    x = torch.randn(shape) + mean
+    assert (group_norm(module, group_averages(module), x) - module(x)).abs().max() < tolerance
+
+
+def test_group_norm_of_a_constant():
+    """Where nothing varies, rounding does not make the variance negative: the result is the bias."""
+    module = torch.nn.GroupNorm(2, 4)
+    result = group_norm(module, group_averages(module), torch.full((1, 4, 8, 8), 123.4567))
+    assert result.isfinite().all() and result.abs().max() < 0.5
+
+
+def test_bf16_leaves_the_state_in_float32(pipe):
+    """In bf16 the first and last convolution and the shortcuts give float32, so the sum that passes the blocks is."""
+    dtypes = {}
+    for name, module in pipe.unet.named_modules():
+        if name.endswith(("conv_in", "conv_out", "conv_shortcut", "conv1")):
+            module.register_forward_hook(lambda *call, name=name: dtypes.update({name: call[-1].dtype}))
+    pipe.enable_fast_sampling(dtype=torch.bfloat16, compile=False)
+    pipe(**SEEDS)
+    kept = {name for name, dtype in dtypes.items() if dtype == torch.float32}
+    assert {"conv_in", "conv_out", "up_blocks.0.resnets.0.conv_shortcut"} <= kept
+    assert not any(name.endswith("conv1") for name in kept)
+
+
+def test_undo_keeps_anothers_forward(pipe):
+    """A forward that someone else had replaced, as offloading hooks do, is there again after undo."""
+    norm, hook = pipe.unet.conv_norm_out, lambda x: x
+    norm.forward = hook
+    forwards = FastForwards(pipe.unet, bf16=True, channel_sums=True)
+    assert norm.forward is not hook and "forward" in vars(pipe.unet.conv_in)
+    forwards.undo()
+    assert norm.forward is hook and "forward" not in vars(pipe.unet.conv_in)
+
+
+@pytest.mark.parametrize("settings", [dict(dtype=torch.bfloat16, compile=False), dict(dtype=torch.float32)])
+def test_disable_undoes_it(pipe, settings):
     """After disable_fast_sampling weights lie as before and the images are bit for bit the plain ones."""
     plain, before = pipe(**SEEDS).images, strides(pipe)
-    pipe.enable_fast_sampling(dtype=torch.bfloat16, compile=False)
+    pipe.enable_fast_sampling(**settings)
     assert strides(pipe) != before
     pipe.disable_fast_sampling()
-    assert strides(pipe) == before
+    assert strides(pipe) == before and not any("forward" in vars(module) for module in pipe.unet.modules())
     assert torch.equal(pipe(**SEEDS).images, plain)
 
 
@@ -58,6 +101,16 @@ def test_compiled_keeps_the_images(pipe):
     assert (pipe(**SEEDS).images - plain).abs().max() < 1e-4
     one = pipe(**SEEDS | {"batch_size": 1, "seeds": [5]}).images
     assert (one[0] - plain[1]).abs().max() < 1e-4
+
+
+def test_compiled_bf16_is_near(pipe):
+    """Compiled in bf16 one call of the network is the plain one to bf16's precision."""
+    x, timestep = torch.randn(3, 1, 8, 8), torch.tensor(500)
+    with torch.no_grad():
+        plain = pipe.unet(x, timestep).sample
+        pipe.enable_fast_sampling(dtype=torch.bfloat16)
+        fast = pipe._fast(x, timestep)
+    assert fast.dtype == torch.float32 and 0 < (fast - plain).abs().mean() < 2**-5 * plain.abs().mean()
 
 
 def test_no_compiler_warns_and_goes_on(pipe, monkeypatch, tmp_path):

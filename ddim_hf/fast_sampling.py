@@ -57,15 +57,18 @@ class FastNetwork:
         self.unet, self.device = unet, device
         self.dtype = dtype or (torch.bfloat16 if pays else torch.float32)
         self.compiled = compile and self._can_compile()
+        self.dtype_name = str(self.dtype).removeprefix("torch.")
+        compiled = "compiled on first use, once for each batch size" if self.compiled else "not compiled"
+        self.description = f"channels-last; {self.dtype_name} ({reason}); {compiled}"
         unet.to(memory_format=torch.channels_last)
-        on_cpu, bf16 = device.type == "cpu", self.dtype == torch.bfloat16
-        self._forwards = FastForwards(unet, bf16=bf16, channel_sums=self.compiled and on_cpu)
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # the first call of a batch size looks for its fastest kernels
-        self.forward = self._compile() if self.compiled else unet.forward
-        compiled = "compiled on first use, once for each batch size" if self.compiled else "not compiled"
-        self.dtype_name = str(self.dtype).removeprefix("torch.")
-        self.description = f"channels-last; {self.dtype_name} ({reason}); {compiled}"
+        self._set_forward()
+
+    def _set_forward(self):
+        on_cpu, bf16 = self.device.type == "cpu", self.dtype == torch.bfloat16
+        self._forwards = FastForwards(self.unet, bf16=bf16, channel_sums=self.compiled and on_cpu)
+        self.forward = self._compile() if self.compiled else self.unet.forward
 
     def _can_compile(self) -> bool:
         if self.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
@@ -80,9 +83,26 @@ class FastNetwork:
     def __call__(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         x = x.to(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            output = self.forward(x, timestep, return_dict=False)[0]
+            output = self._predict(x, timestep)
         # A CUDA graph's output lives in memory that the next call overwrites.
         return output.to(torch.float32, memory_format=torch.contiguous_format, copy=self.compiled)
+
+    def _predict(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        if not self.compiled:
+            return self.forward(x, timestep, return_dict=False)[0]
+        from torch._dynamo.exc import TorchDynamoException  # a second to import
+
+        try:
+            return self.forward(x, timestep, return_dict=False)[0]
+        except (
+            TorchDynamoException
+        ) as error:  # no headers, a compiler that fails, a torn cache: seen on first use only
+            reason = str(error).strip().splitlines()[0]
+        warnings.warn(f"compilation failed ({reason}): fast sampling goes on uncompiled", stacklevel=5)
+        self.compiled = False
+        self._forwards.undo()
+        self._set_forward()
+        return self.forward(x, timestep, return_dict=False)[0]
 
     def undo(self):
         """Give the network its weights in the default layout and its own forwards back."""

@@ -242,6 +242,12 @@ def lost_ratios(rows: list[dict]) -> list[str]:
     return lost
 
 
+def check_choices(flag: str, given: list[str], allowed: tuple[str, ...]):
+    unknown = [value for value in given if value not in allowed]
+    if unknown:
+        raise ValueError(f"{flag} has {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+
+
 def main():
     parts = ("step", "pipeline", "fast", "startup", "growth", "processes", "training")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -249,13 +255,15 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--model", help="a trained model for the fast part (folder or Hub id)")
+    parser.add_argument(
+        "--networks", default="", help="of the training part, by commas (default: cifar10-64, on a GPU both)"
+    )
     parser.add_argument("--output", type=Path, help="a JSON file for the figures")
     parser.add_argument("--check", action="store_true", help="only step and pipeline; fail if a ratio is lost")
     args = parser.parse_args()
     wanted = ["step", "pipeline"] if args.check else args.only.split(",")
-    unknown = [part for part in wanted if part not in parts]
-    if unknown:
-        raise ValueError(f"--only has {', '.join(unknown)}; allowed: {', '.join(parts)}")
+    check_choices("--only", wanted, parts)
+    check_choices("--networks", args.networks.split(",") if args.networks else [], ("cifar10-64", "cifar10-128"))
     device, rows = torch.device(args.device), []
     machine = describe_machine(device)
     for part in wanted:
@@ -266,7 +274,7 @@ def main():
         elif part == "fast":
             rows += measure_fast(device, args.rounds, args.model)
         else:
-            rows += from_processes(part)
+            rows += from_processes(part, *([args.networks] if part == "training" else []))
     print(json.dumps(machine))
     print(as_markdown(rows))
     if args.output:

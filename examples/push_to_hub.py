@@ -1,12 +1,12 @@
 """Push a finished run to the Hub: python examples/push_to_hub.py FOLDER REPO_ID"""
 
 import argparse
-import sys
 
+from ddim_hf.command_line import run
 from ddim_hf.hub import push_to_hub
 
 
-def main(argv: list[str] | None = None) -> None:
+def main():
     parser = argparse.ArgumentParser(description="Push a finished run to the Hugging Face Hub, in one commit.")
     parser.add_argument("folder", help="the run: model_index.json, unet/, scheduler/")
     parser.add_argument("repo_id", help="user/name; made where it does not exist")
@@ -15,12 +15,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--commit_message")
     parser.add_argument("--revision", help="the branch, made where it does not exist (default: main)")
     parser.add_argument("--create_pr", action="store_true", help="open a pull request in place of committing")
-    try:
-        url = push_to_hub(**vars(parser.parse_args(argv)))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    print(f"pushed to {url}")
+    print(f"pushed to {push_to_hub(**vars(parser.parse_args()))}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

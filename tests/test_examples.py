@@ -130,6 +130,7 @@ def test_the_benchmarks_check_can_fail():
         ("trajectory.py", ["MODEL", "out", "--eta", "2"], "eta is 2.0; allowed"),
         ("nearest.py", ["MODEL", "digits", "out", "--split", "dev"], "has no split 'dev'"),
         ("benchmark.py", ["--only", "speed"], "--only has speed; allowed: step"),
+        ("benchmark.py", ["--networks", "digits"], "--networks has digits; allowed: cifar10-64, cifar10-128"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, tmp_path, capsys, model, hub, script, words, message):

@@ -1,5 +1,9 @@
 """enable_fast_sampling: what it chooses, that the images stay what they were, and that it can be undone."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -120,6 +124,32 @@ def test_no_compiler_warns_and_goes_on(pipe, monkeypatch, tmp_path):
         said = pipe.enable_fast_sampling(dtype=torch.float32)
     assert said.endswith("not compiled")
     assert pipe(**SEEDS).images.shape == (3, 1, 8, 8)
+
+
+FAILING = """
+import torch
+from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, build_unet
+unet = build_unet("digits", block_out_channels=(4, 8), norm_num_groups=2, attention_head_dim=4).eval()
+pipe = DDIMCustomPipeline(unet, DDIMSchedulerCustom())
+plain = pipe(2, seeds=[1, 2], num_inference_steps=3, output_type="pt").images
+print(pipe.enable_fast_sampling(dtype=torch.float32))
+fast = pipe(2, seeds=[1, 2], num_inference_steps=3, output_type="pt").images
+print((fast - plain).abs().max().item() < 1e-4, pipe._fast.compiled)
+"""
+
+
+def test_a_failing_compiler_warns_and_goes_on(tmp_path):
+    """Where g++ fails, as without Python's headers, a warning says so and the images are the plain ones."""
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\necho no headers >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CXX": "g++"}
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "cache")
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.splitlines()[-1] == "True False", done.stderr
+    assert "compilation failed (" in done.stderr and "fast sampling goes on uncompiled" in done.stderr
 
 
 def test_the_choice_of_dtype_says_why(pipe):

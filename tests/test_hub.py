@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -192,7 +193,7 @@ def test_push_yields_to_a_commit_made_meanwhile(hub, run):
     assert repo.files() == {"README.md": b"newer"}
 
 
-def test_push_killed_before_its_commit_leaves_the_repo_as_it_was(hub, run, capsys):
+def test_push_killed_before_its_commit_leaves_the_repo_as_it_was(hub, run, capsys, monkeypatch):
     """A push whose process dies while it uploads changes nothing on the Hub, and the command to retry it succeeds."""
     hub.add_repo("org/tiny", {"README.md": b"mine"})
     fork = multiprocessing.get_context("fork")  # a process of its own, without importing torch again
@@ -203,13 +204,16 @@ def test_push_killed_before_its_commit_leaves_the_repo_as_it_was(hub, run, capsy
     assert client.exitcode == -9 and any("PUT /large" in line for line in hub.requests)
     assert hub.repos["org/tiny"].files() == {"README.md": b"mine"}
 
-    script = Path(__file__).resolve().parents[1] / "examples/push_to_hub.py"
-    runpy.run_path(str(script))["main"]([str(run), "org/tiny", "--token", WRITER])
+    script = str(Path(__file__).resolve().parents[1] / "examples/push_to_hub.py")
+    monkeypatch.setattr(sys, "argv", [script, str(run), "org/tiny", "--token", WRITER])
+    runpy.run_path(script, run_name="__main__")
     assert f"{hub.endpoint}/org/tiny" in capsys.readouterr().out
     assert set(hub.repos["org/tiny"].files()) > MODEL
+    monkeypatch.setattr(sys, "argv", [script, str(run), "org/tiny"])
     with pytest.raises(SystemExit) as caught:
-        runpy.run_path(str(script))["main"]([str(run), "org/tiny"])
-    one_line(caught, "error: there is no token")
+        runpy.run_path(script, run_name="__main__")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: there is no token")
 
 
 # Pull

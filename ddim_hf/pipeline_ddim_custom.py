@@ -341,6 +341,9 @@ class DDIMCustomPipeline(DiffusionPipeline):
     def enable_fast_sampling(self, dtype: torch.dtype | None = None, compile: bool = True) -> str:
         """Run the network channels-last, in bf16 where that is faster, and compiled; the states stay float32.
 
+        The network is changed in place until `disable_fast_sampling`. Exact encoding converges slowly in bf16: encode
+        before, or with float32.
+
         Args:
             dtype: torch.bfloat16 or torch.float32; None takes bf16 where the device computes it faster
                 (a GPU from its capability, a CPU from a trial of some milliseconds).

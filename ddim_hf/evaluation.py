@@ -316,6 +316,7 @@ def evaluate(
     folder = Path(model)
     is_images = folder.is_dir() and not (folder / "model_index.json").is_file()
     pipe = None if is_images else load_pipeline(model, revision=revision, fast=fast)
+    plain = load_pipeline(model, revision=revision) if also_stock and fast and pipe else pipe  # stock knows no other
     extractor = None
     if distance or is_images:
         extractor = load_feature_extractor(feature_extractor, inception_weights, mode, processes().device)
@@ -358,7 +359,8 @@ def evaluate(
                 statistics = Statistics().update(np.concatenate([extractor(part) for part in real.split(128)]))
                 results.add(row | {"value": frechet_distance(statistics, prepared[0])})
         for cell in cells:
-            _measure_cell(pipe, cell, extractor, prepared, results, protocol, block)
+            measured = plain if cell["implementation"] == "stock" else pipe
+            _measure_cell(measured, cell, extractor, prepared, results, protocol, block)
     for images in on_data.values():
         protocol = common | {"reference": _short(reference), "split": images.split}
         protocol |= {"num_images": min(data_images or len(images), len(images))}
@@ -383,9 +385,7 @@ def _cells(steps, etas, taus, variances, also_stock) -> list[dict[str, Any]]:
 
 
 def _measure_cell(pipe, cell, extractor, prepared, results: Results, protocol, block: int):
-    protocol = protocol | cell
-    if cell["implementation"] == "stock":  # it knows nothing of fast sampling
-        protocol["network"] = str(pipe.unet.dtype).removeprefix("torch.")
+    protocol = protocol | cell | {"network": describe_network(pipe)}
     metrics = [extractor.metric] + (
         ["kid" if extractor.metric == "fid" else "kernel_distance"] if prepared[1] is not None else []
     )

@@ -1,6 +1,8 @@
 """Figures: clean-fid's own, ordered as they should be, with their protocol, and not measured twice."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -256,12 +258,35 @@ TABLE = {"num_inference_steps": [2, 4], "eta": [0.0, 1.0], "variance": ["sigma",
 
 
 def test_fast_sampling_is_recorded_of_ours_alone(files, tmp_path):
-    """With --fast, stock still runs the plain network, and its row says so."""
-    arguments = (str(files / "tiny"), "digits", tmp_path / "results.json")
+    """With --fast, stock still runs the plain network: its row says so and has the figure that it has without."""
     settings = {"num_inference_steps": [2], "num_images": 4, "feature_extractor": files / "features.pt"}
-    rows = evaluate(*arguments, **settings, cache_dir=tmp_path, also_stock=True, fast=True, network_batch_size=4)
+    settings |= {"cache_dir": tmp_path, "also_stock": True, "network_batch_size": 4}
+    plain, rows = (
+        evaluate(str(files / "tiny"), "digits", tmp_path / f"{fast}.json", **settings, fast=fast)
+        for fast in (False, True)
+    )
     networks = {row["implementation"]: row["network"] for row in rows}
     assert networks["stock"] == "float32" and networks["ddim_hf"].startswith("fast sampling")
+    assert rows[1]["value"] == plain[1]["value"] and rows[1]["implementation"] == "stock"
+
+
+def test_two_processes_measure_what_one_does(files, tmp_path):
+    """Under a launcher of two processes every figure is that of one process, to 1e-6, each row there once."""
+    settings = {"num_inference_steps": [2], "num_images": 20, "kid": True, "loss": True, "reconstruction": [2]}
+    files_of = {"feature_extractor": files / "features.pt", "cache_dir": tmp_path}
+    alone = evaluate(str(files / "tiny"), "digits", tmp_path / "1.json", **settings, **files_of, data_images=50)
+    words = ["--num_inference_steps", 2, "--num_images", 20, "--kid", "--denoising_loss", "--reconstruction", 2]
+    words += ["--feature_extractor", files / "features.pt", "--cache_dir", tmp_path, "--data_images", 50]
+    words = [files / "tiny", "--reference", "digits", "--output", tmp_path / "2.json", *words]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "examples/evaluate.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *map(str, launch + words)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    together = json.loads((tmp_path / "2.json").read_text())["results"]
+    assert [row["metric"] for row in together] == [row["metric"] for row in alone] and len(alone) == 6
+    for one, two in zip(alone, together, strict=True):
+        assert two["value"] == pytest.approx(one["value"], rel=1e-6), one["metric"]
 
 
 def test_a_table_records_its_protocol_and_resumes(files, tmp_path, capsys):

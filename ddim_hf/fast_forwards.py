@@ -12,43 +12,46 @@ class FastForwards:
     """The replaced forwards of a network, until `undo`.
 
     Args:
-        unet: in bf16 its first and last convolution and its shortcuts go on in float32: they carry the state itself
-            past all that the blocks add to it, where rounding would show most (see the benchmark's pixel difference).
-        bf16: whether the network runs under autocast to bf16.
+        unet: a module whose forward is replaced by another pipeline's FastForwards is left as it is.
+        bf16: whether the network runs under autocast to bf16. Its first and last convolution and its shortcuts,
+            through which the state passes the blocks by, then go on in float32: rounding shows most there.
         channel_sums: let GroupNorm compute `group_norm`, which only code compiled for a CPU gains by.
     """
 
     def __init__(self, unet: UNet2DModel, *, bf16: bool, channel_sums: bool):
-        self._previous: list[tuple[torch.nn.Module, Any]] = []
+        self._replaced: list[tuple[torch.nn.Module, Callable, Any]] = []
         for name, module in unet.named_modules():
+            if getattr(vars(module).get("forward"), "func", None) in (in_own_dtype, group_norm):
+                continue
             if bf16 and name.rpartition(".")[-1] in ("conv_in", "conv_out", "conv_shortcut"):
-                self._replace(module, partial(in_float32, module.forward))
-            elif channel_sums and isinstance(module, torch.nn.GroupNorm):
+                self._replace(module, partial(in_own_dtype, module, module.forward))
+            elif channel_sums and isinstance(module, torch.nn.GroupNorm) and module.affine:
                 self._replace(module, partial(group_norm, module, group_averages(module)))
 
     def _replace(self, module: torch.nn.Module, forward: Callable):
-        self._previous.append((module, vars(module).get("forward")))
+        self._replaced.append((module, forward, vars(module).get("forward")))
         module.forward = forward
 
     def undo(self):
-        """Give every module its forward back."""
-        for module, forward in self._previous:
-            del module.forward
-            if forward is not None:  # another's replacement, such as an offloading hook
-                module.forward = forward
-        self._previous = []
+        """Give the modules their forwards back, but for those that someone else has replaced since."""
+        for module, forward, previous in self._replaced:
+            if vars(module).get("forward") is forward:
+                del module.forward
+                if previous is not None:  # another's replacement, such as an offloading hook
+                    module.forward = previous
+        self._replaced = []
 
 
-def in_float32(forward: Callable, x: torch.Tensor) -> torch.Tensor:
-    """Return `forward` of x, computed in float32 whatever autocast says."""
+def in_own_dtype(module: torch.nn.Module, forward: Callable, x: torch.Tensor) -> torch.Tensor:
+    """Return `forward` of x, computed in the dtype of the module's weight whatever autocast says."""
     with torch.autocast(x.device.type, enabled=False):
-        return forward(x.float())
+        return forward(x.to(module.weight.dtype))
 
 
 def group_averages(module: torch.nn.GroupNorm) -> torch.Tensor:
-    """The matrix [C, C] that takes a value of each channel to the mean over the channel's group."""
+    """The matrix [C, C] in float64 that takes a value of each channel to the mean over the channel's group."""
     size = module.num_channels // module.num_groups
-    blocks = [torch.full((size, size), 1 / size)] * module.num_groups
+    blocks = [torch.full((size, size), 1 / size, dtype=torch.float64)] * module.num_groups
     return torch.block_diag(*blocks).to(module.weight.device)
 
 
@@ -64,7 +67,7 @@ def group_norm(module: torch.nn.GroupNorm, averages: torch.Tensor, x: torch.Tens
     with torch.autocast(x.device.type, enabled=False):
         pixels = x.float().flatten(2)
         moments = torch.stack([pixels.mean(2), pixels.square().mean(2)])
-        mean, mean_square = (moments @ averages).unbind()
+        mean, mean_square = (moments.double() @ averages).float().unbind()  # single products may be set to bf16
         scale = module.weight * (mean_square - mean.square()).clamp(min=0).add(module.eps).rsqrt()
         shift = module.bias - mean * scale
         return (pixels * scale[:, :, None] + shift[:, :, None]).view(x.shape).to(x.dtype)

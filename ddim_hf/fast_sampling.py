@@ -54,13 +54,14 @@ class FastNetwork:
         if dtype not in (None, torch.bfloat16, torch.float32):
             raise ValueError(f"dtype is {dtype}; allowed: None, torch.bfloat16, torch.float32")
         pays, reason = trial_of_bf16(device) if dtype is None else (False, "asked for")
-        self.unet, self.device = unet, device
+        self.unet, self.device, self.asked_for = unet, device, (dtype, compile)
         self.dtype = dtype or (torch.bfloat16 if pays else torch.float32)
         self.compiled = compile and self._can_compile()
         self.dtype_name = str(self.dtype).removeprefix("torch.")
         compiled = "compiled on first use, once for each batch size" if self.compiled else "not compiled"
         self.description = f"channels-last; {self.dtype_name} ({reason}); {compiled}"
         unet.to(memory_format=torch.channels_last)
+        self._cudnn_benchmark = torch.backends.cudnn.benchmark
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # the first call of a batch size looks for its fastest kernels
         self._set_forward()
@@ -68,17 +69,15 @@ class FastNetwork:
     def _set_forward(self):
         on_cpu, bf16 = self.device.type == "cpu", self.dtype == torch.bfloat16
         self._forwards = FastForwards(self.unet, bf16=bf16, channel_sums=self.compiled and on_cpu)
-        self.forward = self._compile() if self.compiled else self.unet.forward
+        self._forward = predict
+        if self.compiled:
+            self._forward = torch.compile(predict, mode=None if on_cpu else "reduce-overhead", dynamic=False)
 
     def _can_compile(self) -> bool:
         if self.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
             warnings.warn("no C++ compiler found (g++ or clang++): fast sampling goes on uncompiled", stacklevel=4)
             return False
         return True
-
-    def _compile(self):
-        on_gpu = self.device.type == "cuda"
-        return torch.compile(self.unet.forward, mode="reduce-overhead" if on_gpu else None, dynamic=False)
 
     def __call__(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         x = x.to(memory_format=torch.channels_last)
@@ -89,22 +88,29 @@ class FastNetwork:
 
     def _predict(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         if not self.compiled:
-            return self.forward(x, timestep, return_dict=False)[0]
-        from torch._dynamo.exc import TorchDynamoException  # a second to import
+            return self._forward(self.unet, x, timestep)
+        import torch._dynamo  # a second, so not before it is needed
 
         try:
-            return self.forward(x, timestep, return_dict=False)[0]
-        except (
-            TorchDynamoException
-        ) as error:  # no headers, a compiler that fails, a torn cache: seen on first use only
-            reason = str(error).strip().splitlines()[0]
-        warnings.warn(f"compilation failed ({reason}): fast sampling goes on uncompiled", stacklevel=5)
+            # Eight batch sizes and networks are the default limit of a process, past which it would not compile.
+            with torch._dynamo.config.patch(recompile_limit=256):
+                return self._forward(self.unet, x, timestep)
+        except torch._dynamo.exc.TorchDynamoException as error:  # no headers, a failing compiler, a torn cache
+            cause = getattr(error, "inner_exception", error)
+        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+        warnings.warn(f"compilation failed ({reason[:500]}): fast sampling goes on uncompiled", stacklevel=2)
         self.compiled = False
         self._forwards.undo()
         self._set_forward()
-        return self.forward(x, timestep, return_dict=False)[0]
+        return self._forward(self.unet, x, timestep)
 
     def undo(self):
         """Give the network its weights in the default layout and its own forwards back."""
         self._forwards.undo()
         self.unet.to(memory_format=torch.contiguous_format)
+        torch.backends.cudnn.benchmark = self._cudnn_benchmark
+
+
+def predict(unet: UNet2DModel, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    """The network's output as a function of the network, so that a copy of what calls it runs the copied network."""
+    return unet(x, timestep, return_dict=False)[0]

@@ -158,6 +158,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
 
     def _network(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         if self._fast is not None:
+            if self._fast.unet is not self.unet:  # another network was put in its place
+                self.enable_fast_sampling(*self._fast.asked_for)
             return self._fast(x, timestep)
         return self.unet(x, timestep).sample
 

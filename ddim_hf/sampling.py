@@ -202,9 +202,9 @@ def weights_hash(unet: torch.nn.Module) -> str:
 
 
 def describe_network(pipe: DDIMCustomPipeline) -> str:
-    """The dtype it runs in, and whether by fast sampling; the same words whenever the images are the same."""
+    """The dtype it runs in, and whether by fast sampling; compiled or not, images differ by rare pixels at most."""
     if pipe._fast:
-        return f"fast sampling, {pipe._fast.dtype_name}{', compiled' if pipe._fast.compiled else ''}"
+        return f"fast sampling, {pipe._fast.dtype_name}"
     return str(pipe.unet.dtype).removeprefix("torch.")
 
 

@@ -309,12 +309,16 @@ def evaluate(
     if data_images is not None and data_images < 1:
         raise ValueError(f"data_images is {data_images}; allowed: whole numbers from 1")
     results, state = Results(output), processes()
+    is_images = Path(model).is_dir() and not Path(model, "model_index.json").is_file()
+    if not (distance or is_images or loss or reconstruction):
+        raise ValueError(
+            "nothing to measure: neither a distance nor the denoising loss nor reconstruction is asked for"
+        )
     (results.rows,) = broadcast_object_list([results.rows])  # without a shared disk each would see its own
     state.wait_for_everyone()  # all have read it before one writes it
     common = {"seed": seed, "model": _short(model)}
     data = {"image_column": image_column, "cache_dir": cache_dir}
     folder = Path(model)
-    is_images = folder.is_dir() and not (folder / "model_index.json").is_file()
     pipe = None if is_images else load_pipeline(model, revision=revision, fast=fast)
     plain = load_pipeline(model, revision=revision) if also_stock and fast and pipe else pipe  # stock knows no other
     extractor = None

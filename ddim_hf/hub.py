@@ -371,7 +371,8 @@ def _explained(error: Exception, repo_id: str, revision: str | None, push: bool,
     if "Consistency check failed" in str(error):
         return OSError(f"the download of {repo_id} was truncated: run this again with force_download=True")
     if any(isinstance(cause, (HTTPError, ConnectionError, LocalEntryNotFoundError)) for cause in causes):
+        here = "" if push else f"there is no folder {repo_id!r} here, and "
         return ConnectionError(
-            f"no connection to {constants.ENDPOINT} ({first_line}): check the network and run this again"
+            f"{here}no connection to {constants.ENDPOINT} ({first_line}): check the network and run this again"
         )
     return OSError(first_line) if isinstance(error, RuntimeError) else error

@@ -145,8 +145,9 @@ def generate(
     Raises:
         ValueError: a setting outside what is listed, or the folder was made with other settings.
     """
-    block = network_batch_size or block_size(pipe)
-    for name, value in (("num_images", num_images), ("batch_size", batch_size or 1), ("network_batch_size", block)):
+    block = block_size(pipe) if network_batch_size is None else network_batch_size
+    batch = block if batch_size is None else batch_size
+    for name, value in (("num_images", num_images), ("batch_size", batch), ("network_batch_size", block)):
         if value != int(value) or value < 1:
             raise ValueError(f"{name} is {value}; allowed: whole numbers from 1")
     if grid < 0:
@@ -171,7 +172,7 @@ def generate(
             write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     state.wait_for_everyone()
 
-    batch = -(-(batch_size or block) // block) * block
+    batch = -(-batch // block) * block
     if format == "npy":
         batch = min(SHARD_IMAGES, SHARD_BYTES // int(np.prod(pipe._state_shape()))) or 1
     with _Progress(images, num_images, hidden=not state.is_main_process) as progress:

@@ -56,6 +56,8 @@ def main():
     parts = args.parts.split(",")
     if not set(parts) <= set(PARTS):
         raise ValueError(f"parts is {args.parts!r}; allowed: {', '.join(PARTS)}, by commas")
+    if args.minutes is not None and not args.minutes > 0:
+        raise ValueError(f"minutes is {args.minutes:g}; allowed: above 0")
     args.output_dir = args.output_dir or Path("outputs", args.recipe)
     if "train" in parts:
         train(args, training)

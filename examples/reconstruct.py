@@ -28,6 +28,8 @@ def main():
     parser.add_argument("--num_inference_steps", type=int, nargs="+", default=[10, 20, 50, 100])
     parser.add_argument("--max_batch_size", type=int, default=64)
     args = parser.parse_args()
+    if args.num_images < 1:
+        raise ValueError(f"num_images is {args.num_images}; allowed: whole numbers from 1")
 
     pipe = DDIMCustomPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(leave=False)

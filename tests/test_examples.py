@@ -125,6 +125,10 @@ def test_the_benchmarks_check_can_fail():
     "script, words, message",
     [
         ("reconstruct.py", ["nowhere/model", "out"], "nowhere/model"),
+        ("reconstruct.py", ["MODEL", "out", "--num_images", "-4"], "num_images is -4; allowed"),
+        ("sample.py", ["MODEL", "--output_dir", "out", "--batch_size", "0"], "batch_size is 0; allowed"),
+        ("evaluate.py", ["MODEL", "--reference", "digits", "--no_distance"], "nothing to measure"),
+        ("cifar10.py", ["--minutes", "-1"], "minutes is -1; allowed: above 0"),
         ("interpolate.py", ["MODEL", "out", "--seeds", "1", "2", "3"], "3 corners; allowed: 2"),
         ("interpolate.py", ["MODEL", "out", "--num_images", "1"], "num_images is 1; allowed: 2 or more"),
         ("trajectory.py", ["MODEL", "out", "--eta", "2"], "eta is 2.0; allowed"),

@@ -181,6 +181,15 @@ def test_push_without_a_network_says_so(run, monkeypatch):
     with pytest.raises(ConnectionError) as caught:
         push_to_hub(run, "org/tiny", token=WRITER)
     one_line(caught, "no connection to http://127.0.0.1:9", "check the network")
+    assert "no folder" not in str(caught.value)
+
+
+def test_a_folder_that_is_not_there_is_named_where_there_is_no_network(monkeypatch):
+    """Loading a mistyped folder without a network says that it is not here, not only that the Hub is out of reach."""
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ConnectionError) as caught:
+        DDIMCustomPipeline.from_pretrained("outputs/nowhere")
+    one_line(caught, "there is no folder 'outputs/nowhere' here, and no connection to http://127.0.0.1:9")
 
 
 def test_push_yields_to_a_commit_made_meanwhile(hub, run):

@@ -69,7 +69,7 @@ class FastNetwork:
     def _set_forward(self):
         on_cpu, bf16 = self.device.type == "cpu", self.dtype == torch.bfloat16
         self._forwards = FastForwards(self.unet, bf16=bf16, channel_sums=self.compiled and on_cpu)
-        self._forward = predict
+        self._forward, self._compiled_shapes = predict, set()
         if self.compiled:
             self._forward = torch.compile(predict, mode=None if on_cpu else "reduce-overhead", dynamic=False)
 
@@ -89,12 +89,16 @@ class FastNetwork:
     def _predict(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         if not self.compiled:
             return self._forward(self.unet, x, timestep)
+        if x.shape in self._compiled_shapes:
+            return self._forward(self.unet, x, timestep)
         import torch._dynamo  # a second, so not before it is needed
 
         try:
             # Eight batch sizes and networks are the default limit of a process, past which it would not compile.
             with torch._dynamo.config.patch(recompile_limit=256):
-                return self._forward(self.unet, x, timestep)
+                output = self._forward(self.unet, x, timestep)
+            self._compiled_shapes.add(x.shape)
+            return output
         except torch._dynamo.exc.TorchDynamoException as error:  # no headers, a failing compiler, a torn cache
             cause = getattr(error, "inner_exception", error)
         reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"

@@ -203,7 +203,11 @@ def weights_hash(unet: torch.nn.Module) -> str:
 
 
 def describe_network(pipe: DDIMCustomPipeline) -> str:
-    """The dtype it runs in, and whether by fast sampling; compiled or not, images differ by rare pixels at most."""
+    """The dtype it runs in, and whether by fast sampling.
+
+    Whether compilation works shows on first use only, so it is not told; images differ by that within the dtype's
+    rounding, in bf16 by more than rare pixels.
+    """
     if pipe._fast:
         return f"fast sampling, {pipe._fast.dtype_name}"
     return str(pipe.unet.dtype).removeprefix("torch.")

@@ -67,7 +67,7 @@ def test_group_norm_of_a_constant():
 
 
 def test_bf16_leaves_some_convolutions_in_float32(pipe):
-    """In bf16 the first and last convolution and the shortcuts, and no others, give float32."""
+    """In bf16 the first and last convolution and the shortcuts give float32, and the blocks' own do not."""
     dtypes = {}
     for name, module in pipe.unet.named_modules():
         if name.endswith(("conv_in", "conv_out", "conv_shortcut", "conv1")):

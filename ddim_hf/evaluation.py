@@ -4,7 +4,7 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .data import IMAGE_SUFFIXES, ImageSet, load_images
+from .errors_on_data import denoising_loss, reconstruction_error
 from .frechet import (
     FeatureExtractor,
     Statistics,
@@ -33,7 +34,6 @@ from .results import Results, read_manifest
 from .sampling import MANIFEST, block_size, describe_network, load_pipeline, processes, sample_numbers, weights_hash
 from .scheduling_ddim_custom import DDIMSchedulerCustom
 
-RANGES = 10  # of timesteps, in which the denoising loss is also given
 CLEANFID_SPLITS = "train|test|trainval|trainval70k|custom"
 
 
@@ -120,7 +120,8 @@ def distances(
 
     Returns:
         extractor.metric, "kid" (or "kernel_distance"), and the seconds that one process spent: "seconds",
-        "seconds_features" (on a thread beside the sampling), "seconds_waiting" (of it, what the sampling waited).
+        "seconds_features" (on a GPU on a thread beside the sampling), "seconds_waiting" (of it, what the sampling
+        waited).
     """
     state = processes()
     rank, total = state.process_index, state.num_processes
@@ -138,12 +139,13 @@ def distances(
 
     bar = tqdm(total=len(numbers), desc="sampling", unit="image", leave=False, disable=not state.is_main_process)
     with ThreadPoolExecutor(1) as pool, bar:
+        submit = pool.submit if extractor.device.type != "cpu" else _at_once
         pending = None
         for own, images in sample_numbers(make, numbers, seed=seed, block=block):
             start = time.perf_counter()
             spent += pending.result() if pending else 0
+            pending = submit(extract, images[: len(own)])
             waiting += time.perf_counter() - start
-            pending = pool.submit(extract, images[: len(own)])
             bar.update(len(own))
         start = time.perf_counter()
         spent += pending.result() if pending else 0
@@ -158,6 +160,14 @@ def distances(
         name = "kid" if extractor.metric == "fid" else "kernel_distance"
         values[name] = kernel_distance(reference_feats, np.concatenate([part[1] for part in parts])[order], seed)
     return values | figures
+
+
+def _at_once(function: Callable, *args: Any) -> Future:
+    """As an executor's submit. On a CPU a second thread would have OpenMP threads of its own, and with more threads
+    than cores OpenMP's waiting ones sleep, after which sampling runs at two thirds of its speed."""
+    done = Future()
+    done.set_result(function(*args))
+    return done
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray, seed: int = 0) -> float:
@@ -192,67 +202,6 @@ def _stock(pipe: DDIMCustomPipeline, **sampling: Any) -> Callable:
         return torch.from_numpy((pixels * 255).round().astype(np.uint8)).permute(0, 3, 1, 2)
 
     return make
-
-
-# Errors on data
-
-
-@torch.no_grad()
-def denoising_loss(
-    pipe: DDIMCustomPipeline, images: ImageSet, *, num_images: int | None = None, seed: int = 0, batch_size: int = 64
-) -> tuple[float, list[list[float]]]:
-    """Mean squared error of the predicted noise, each image at one timestep (DDPM's L_simple, Ho et al. 2020, eq. 14).
-
-    Image i draws its timestep, uniform in [0, T), and its noise from seed + i. Needs all processes.
-
-    Returns:
-        The mean, and [first timestep, last timestep, mean] for each of ten ranges that have images.
-    """
-    scheduler, device = pipe.scheduler, pipe.device
-    steps, count = len(scheduler), min(num_images or len(images), len(images))
-    alphas = scheduler.alphas_cumprod.to(device)
-    sums = np.zeros((RANGES, 2))
-    for batch in _own_batches(count, batch_size, "denoising loss"):
-        generators = [torch.Generator().manual_seed(seed + i) for i in batch]
-        t = torch.cat([torch.randint(steps, (1,), generator=g) for g in generators]).to(device)
-        noise = torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]).to(device)
-        x = scheduler.add_noise(images[batch].to(device).float() / 127.5 - 1, noise, t)
-        output = pipe._network(x, t).float()
-        a = alphas[t].view(-1, 1, 1, 1)
-        if scheduler.config.prediction_type == "sample":
-            output = (x - a.sqrt() * output) / (1 - a).sqrt()
-        elif scheduler.config.prediction_type == "v_prediction":
-            output = a.sqrt() * output + (1 - a).sqrt() * x
-        errors = (output - noise).square().flatten(1).mean(1).double().cpu().numpy()
-        np.add.at(sums, t.cpu().numpy() * RANGES // steps, np.stack([errors, np.ones_like(errors)], axis=1))
-    sums = np.sum(gather_object([sums]), axis=0)
-    edges = [-(-steps * i // RANGES) for i in range(RANGES + 1)]
-    ranges = [[edges[i], edges[i + 1] - 1, sums[i, 0] / sums[i, 1]] for i in range(RANGES) if sums[i, 1]]
-    return float(sums[:, 0].sum() / sums[:, 1].sum()), ranges
-
-
-def reconstruction_error(
-    pipe: DDIMCustomPipeline,
-    images: ImageSet,
-    num_inference_steps: int,
-    *,
-    num_images: int | None = None,
-    batch_size: int = 64,
-) -> float:
-    """Mean over images of `pipe.reconstruct(...).mse`: per dimension, pixels in [0, 1] (paper, table 2). Needs all
-    processes."""
-    count = min(num_images or len(images), len(images))
-    total = 0.0
-    for batch in _own_batches(count, batch_size, f"reconstruction in {num_inference_steps} steps"):
-        total += pipe.reconstruct(images[batch], num_inference_steps, output_type="latent").mse.double().sum().item()
-    return sum(gather_object([total])) / count
-
-
-def _own_batches(count: int, batch_size: int, title: str):
-    state = processes()
-    starts = range(state.process_index * batch_size, count, batch_size * state.num_processes)
-    for start in tqdm(starts, desc=title, leave=False, disable=not state.is_main_process):
-        yield list(range(start, min(start + batch_size, count)))
 
 
 # A table
@@ -311,59 +260,47 @@ def evaluate(
     results, state = Results(output), processes()
     is_images = Path(model).is_dir() and not Path(model, "model_index.json").is_file()
     if not (distance or is_images or loss or reconstruction):
-        raise ValueError(
-            "nothing to measure: neither a distance nor the denoising loss nor reconstruction is asked for"
-        )
+        raise ValueError("nothing to measure: no distance, no denoising loss and no reconstruction is asked for")
     (results.rows,) = broadcast_object_list([results.rows])  # without a shared disk each would see its own
     state.wait_for_everyone()  # all have read it before one writes it
     common = {"seed": seed, "model": _short(model)}
     data = {"image_column": image_column, "cache_dir": cache_dir}
-    folder = Path(model)
-    pipe = None if is_images else load_pipeline(model, revision=revision, fast=fast)
-    plain = load_pipeline(model, revision=revision) if also_stock and fast and pipe else pipe  # stock knows no other
-    extractor = None
-    if distance or is_images:
-        extractor = load_feature_extractor(feature_extractor, inception_weights, mode, processes().device)
-        common_distance = common | {
-            "mode": mode if extractor.metric == "fid" else None,
-            "feature_extractor": extractor.name,
-            "feature_extractor_hash": extractor.hash,
-        }
+    features = {"feature_extractor": feature_extractor, "inception_weights": inception_weights, "mode": mode}
     if is_images:
-        _folder_distance(folder, reference, extractor, mode, kid, split, results, common_distance, data)
+        _folder_distance(Path(model), reference, features, kid, split, results, common, data)
         return results.rows
 
+    pipe = load_pipeline(model, revision=revision, fast=fast)
+    plain = load_pipeline(model, revision=revision) if also_stock and fast else pipe  # stock knows no other
+    taus, variances = tau or [pipe.scheduler.config.skip_type], variance or [pipe.scheduler.config.variance]
+    cells = _cells(num_inference_steps, eta, taus, variances, also_stock) if distance else []
+    if distance and also_stock and "stock" not in {cell["implementation"] for cell in cells}:
+        raise ValueError(f"also stock with tau {taus}, variance {variances}; allowed: 'uniform' with 'sigma'")
+    for cell in cells:  # what is wrong is said before any work
+        pipe._check_sampling(max(num_images, 0), None, cell["eta"], "latent", None, None, network_batch_size)
+    for steps in (*(cell["num_inference_steps"] for cell in cells), *reconstruction):
+        pipe.scheduler.set_timesteps(steps)
     common |= {"weights_hash": weights_hash(pipe.unet), "network": describe_network(pipe)}
     channels, resolution, _ = pipe._state_shape()
     data |= {"resolution": resolution, "channels": channels}
-    taus, variances = tau or [pipe.scheduler.config.skip_type], variance or [pipe.scheduler.config.variance]
-    for steps in reconstruction:  # said before any work, as what is wrong below
-        pipe.scheduler.set_timesteps(steps)
     splits = data_splits if loss or reconstruction else ()
     block = network_batch_size or block_size(pipe)
     on_data = {part: load_images(reference, split=part, **data) for part in splits}
     if distance:
-        cells = _cells(num_inference_steps, eta, taus, variances, also_stock)
-        if also_stock and "stock" not in {cell["implementation"] for cell in cells}:
-            raise ValueError(f"also stock with tau {taus}, variance {variances}; allowed: 'uniform' with 'sigma'")
-        for cell in cells:
-            pipe._check_sampling(max(num_images, 0), None, cell["eta"], "latent", None, None, network_batch_size)
-            pipe.scheduler.set_timesteps(cell["num_inference_steps"])
+        extractor, names = _opened(**features)
         target = load_reference(reference, split=split, extractor=extractor, **data)
-        protocol = common_distance | common | _about(target) | {"num_images": num_images}
+        names |= _about(target)
         prepared = (
             target.statistics(extractor, mode, cache_dir),
             target.features(extractor, mode, cache_dir) if kid else None,
         )
         if floor:
             real = load_images(reference, split=floor, **data)[:num_images]
-            names = {"implementation": f"real images ({floor})", "num_images": len(real)}
-            row = common_distance | _about(target) | names | {"metric": extractor.metric, "model": None, "seed": None}
-            if not results.has(row):
-                statistics = Statistics().update(np.concatenate([extractor(part) for part in real.split(128)]))
-                results.add(row | {"value": frechet_distance(statistics, prepared[0])})
+            row = names | {"implementation": f"real images ({floor})", "num_images": len(real)}
+            _measure_real(real, extractor, prepared[0], results, row)
         for cell in cells:
             measured = plain if cell["implementation"] == "stock" else pipe
+            protocol = common | names | {"num_images": num_images}
             _measure_cell(measured, cell, extractor, prepared, results, protocol, block)
     for images in on_data.values():
         protocol = common | {"reference": _short(reference), "split": images.split}
@@ -386,6 +323,23 @@ def _cells(steps, etas, taus, variances, also_stock) -> list[dict[str, Any]]:
             cell = {"tau": tau, "variance": variance, "eta": float(eta), "num_inference_steps": count}
             cells.append(cell | {"implementation": name})
     return cells
+
+
+def _opened(**features: Any) -> tuple[FeatureExtractor, dict[str, Any]]:
+    """The extractor, and what the protocol says of it."""
+    extractor = load_feature_extractor(**features, device=processes().device)
+    return extractor, {
+        "mode": features["mode"] if extractor.metric == "fid" else None,
+        "feature_extractor": extractor.name,
+        "feature_extractor_hash": extractor.hash,
+    }
+
+
+def _measure_real(images: torch.Tensor, extractor, reference: Statistics, results: Results, protocol):
+    row = protocol | {"metric": extractor.metric, "model": None, "seed": None}
+    if not results.has(row):
+        statistics = Statistics().update(np.concatenate([extractor(part) for part in images.split(128)]))
+        results.add(row | {"value": frechet_distance(statistics, reference)})
 
 
 def _measure_cell(pipe, cell, extractor, prepared, results: Results, protocol, block: int):
@@ -424,7 +378,8 @@ def _measure_errors(pipe, images: ImageSet, loss: bool, reconstruction, taus, re
             results.add(row | {"value": value})
 
 
-def _folder_distance(folder, reference, extractor, mode, kid, split, results: Results, protocol, data):
+def _folder_distance(folder, reference, features, kid, split, results: Results, protocol, data):
+    extractor, names = _opened(**features)
     if (folder / MANIFEST).is_file():  # what sample.py left, whose pictures beside the images are none
         folder = folder / "images"
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
@@ -434,12 +389,12 @@ def _folder_distance(folder, reference, extractor, mode, kid, split, results: Re
         size = {"resolution": min(image.size), "channels": 1 if image.mode == "L" else 3}
     images = load_images(str(folder), cache_dir=data["cache_dir"], **size)
     target = load_reference(reference, split=split, extractor=extractor, **data, **size)
-    protocol |= _about(target) | {"num_images": len(images)} | read_manifest(folder)
-    features = np.concatenate(list(feature_batches(images, extractor, 128)))
-    statistics = target.statistics(extractor, mode, data["cache_dir"])
-    value = frechet_distance(Statistics().update(features), statistics)
+    protocol |= names | _about(target) | {"num_images": len(images)} | read_manifest(folder)
+    own = np.concatenate(list(feature_batches(images, extractor, 128)))
+    statistics = target.statistics(extractor, features["mode"], data["cache_dir"])
+    value = frechet_distance(Statistics().update(own), statistics)
     results.add({"metric": extractor.metric, "value": value, **protocol})
     if kid:
         name = "kid" if extractor.metric == "fid" else "kernel_distance"
-        theirs = target.features(extractor, mode, data["cache_dir"])
-        results.add({"metric": name, "value": kernel_distance(theirs, features, protocol["seed"] or 0), **protocol})
+        theirs = target.features(extractor, features["mode"], data["cache_dir"])
+        results.add({"metric": name, "value": kernel_distance(theirs, own, protocol["seed"] or 0), **protocol})

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,15 @@ from PIL import Image
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
 from ddim_hf.data import load_images
-from ddim_hf.evaluation import denoising_loss, evaluate, kernel_distance, reconstruction_error
-from ddim_hf.frechet import Statistics, frechet_distance, load_feature_extractor, reference_statistics
+from ddim_hf.errors_on_data import denoising_loss, reconstruction_error
+from ddim_hf.evaluation import distances, evaluate, kernel_distance
+from ddim_hf.frechet import (
+    FeatureExtractor,
+    Statistics,
+    frechet_distance,
+    load_feature_extractor,
+    reference_statistics,
+)
 from ddim_hf.sampling import generate, load_pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -333,6 +341,29 @@ def test_losses_and_kernel_distance_in_the_table(files, tmp_path):
     assert evaluate(str(files / "tiny"), "digits", tmp_path / "r.json", **settings) == rows
 
 
+def test_a_cpu_is_not_shared_with_a_second_thread():
+    """Features are computed by the thread that samples: another one's OpenMP threads would slow the sampling down."""
+    threads = set()
+
+    def forward(images):
+        threads.add(threading.current_thread())
+        return images.flatten(1)[:, :4]
+
+    def make(block, seeds):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return torch.stack([torch.randint(256, (3, 2, 2), generator=g).to(torch.uint8) for g in generators])
+
+    extractor = FeatureExtractor("first pixels", "", forward, None, torch.device("cpu"))
+    reference = Statistics().update(np.random.default_rng(0).uniform(0, 255, (50, 4)).astype(np.float32))
+    found = distances(make, extractor, reference, num_images=30, block=8)
+    assert threads == {threading.current_thread()}
+    images = np.concatenate([make(1, [seed]) for seed in range(30)])
+    assert found["frechet_distance"] == pytest.approx(
+        frechet_distance(Statistics().update(extractor(torch.from_numpy(images))), reference), rel=1e-9
+    )
+    assert 0 < found["seconds_features"] <= found["seconds_waiting"] <= found["seconds"]
+
+
 # Bad input
 
 
@@ -374,6 +405,7 @@ def test_precomputed_statistics_are_cleanfids(monkeypatch, tmp_path, files):
         (["--inception_weights", __file__], "is not Inception as a TorchScript module"),
         (["--feature_extractor", "FEATURES", "--eta", "0,3"], "eta is 3.0; allowed: 0"),
         (["--feature_extractor", "FEATURES", "--num_inference_steps", "1001"], "num_inference_steps is 1001"),
+        (["--num_inference_steps", "0"], "num_inference_steps is 0; allowed"),  # before Inception is looked for
         (["--no_distance", "--denoising_loss", "--data_images", "-5"], "data_images is -5; allowed"),
         (["--no_distance", "--reconstruction", "2000"], "num_inference_steps is 2000; allowed"),
         (["--no_distance", "--denoising_loss", "--data_splits", "dev"], "has no split 'dev'"),

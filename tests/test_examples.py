@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 
@@ -143,6 +144,26 @@ def test_bad_input_is_one_line(monkeypatch, tmp_path, capsys, model, hub, script
     assert run(monkeypatch, script, *(model if word == "MODEL" else word for word in words)) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0]
+
+
+def test_make_cifar10_trains_ten_million_images(tmp_path):
+    """What `make cifar10-64` runs is valid, and FLAGS add to it."""
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (32, 32)).save(tmp_path / split / "0.png")
+    made = subprocess.run(
+        ["make", "-n", "-C", ROOT, "-o", ".venv/installed", "cifar10-64", "FLAGS=--minutes 9"],
+        capture_output=True,
+        text=True,
+    )
+    words = shlex.split(next(line for line in made.stdout.replace("\\\n", " ").splitlines() if "cifar10.py" in line))
+    here = ["--parts", "train", "--dry_run", "--dataset_name", tmp_path]
+    call = [sys.executable, EXAMPLES / "cifar10.py", *words[2:], *here]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert '"mixed_precision": "bf16"' in done.stdout and '"compile": true' in done.stdout
+    assert "steps: 20,000 of 512 images" in done.stdout
+    assert words[-2:] == ["--minutes", "9"]
 
 
 def test_cifar10_from_training_to_report(tmp_path, model):

@@ -225,9 +225,18 @@ def _size(unet: dict) -> str:
 def _results(results: list[dict]) -> str:
     if not results:
         return "No metric has been measured on this model."
-    return _table(
-        [{"metric": _metric_name(r), "value": r["value"]} | {k: r.get(k) for k in PROTOCOL} for r in results]
-    )
+    groups: dict[str, list[dict]] = {}
+    for row in results:
+        groups.setdefault(_metric_name(row), []).append(row)
+    return "\n\n".join(_values(name, rows) for name, rows in groups.items())
+
+
+def _values(name: str, rows: list[dict]) -> str:
+    """The values of one metric, with the settings that differ; what all share is said once."""
+    shared = {key: rows[0].get(key) for key in PROTOCOL if len({_shown(row.get(key)) for row in rows}) == 1}
+    said = [f"{key} {_shown(value)}" for key, value in shared.items() if value is not None]
+    table = _table([{k: row.get(k) for k in PROTOCOL if k not in shared} | {"value": row["value"]} for row in rows])
+    return f"{': '.join([f'**{name}**', *([', '.join(said)] if said else [])])}\n\n{table}"
 
 
 def _network(folder: Path, unet: dict) -> str:

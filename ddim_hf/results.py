@@ -118,6 +118,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
         ranges = rows[-1]["by_timesteps"]
         head = ["all timesteps", *(f"{first:g}-{last:g}" for first, last, _ in ranges)]
         return _markdown(head, [[_shown(rows[-1]["value"]), *(_shown(value) for *_, value in ranges)]])
+    if all(row.get("num_inference_steps") is None for row in rows):  # of images, with no sampler
+        return _markdown(["value"], [[_shown(rows[-1]["value"])]])
     steps = sorted({row.get("num_inference_steps") or 0 for row in rows})
     kinds = sorted({_kind(row) for row in rows})
     cells = {(_kind(row), row.get("num_inference_steps") or 0): _shown(row["value"]) for row in rows}

@@ -200,6 +200,7 @@ def test_cifar10_from_training_to_report(tmp_path, model):
     sets = (load_images(str(tmp_path / "data"), split=part, resolution=8, channels=1) for part in ("test", "train"))
     real, training = (Statistics().update(extractor(images[:].expand(-1, 3, -1, -1).float())) for images in sets)
     assert floor["value"] == pytest.approx(frechet_distance(real, training), rel=1e-6)
+    assert re.search(r"\| value \|\n\| --- \|\n\| [\d.e-]+ \|\n", text)
     assert floor["num_images"] == 8 and "real images" not in (tmp_path / "run/README.md").read_text()
 
 

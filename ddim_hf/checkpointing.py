@@ -19,7 +19,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def save_checkpoint(run: Path, step: int, files: dict[str, Tensors], state: dict[str, Any], limit: int) -> Path:
-    """Write `run/checkpoint-<step>` and then delete the oldest ones beyond `limit`.
+    """Write `run/checkpoint-<step>` and then delete the oldest ones beyond `limit`; of one that is there, the state.
 
     Args:
         run: the run's folder.
@@ -32,18 +32,17 @@ def save_checkpoint(run: Path, step: int, files: dict[str, Tensors], state: dict
         OSError: it could not be written (disk full, no permission); earlier checkpoints are untouched.
     """
     final, partial = run / f"{PREFIX}{step}", run / f".{PREFIX}{step}.partial"
-    if final.exists():
-        return final
     try:
+        if final.exists():  # no step since, but perhaps a sampler
+            digests = json.loads((final / STATE_FILE).read_text())["files"]
+            _write_state(final, {**state, "step": step, "files": digests})
+            return final
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         for name, tensors in files.items():
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial / f"{name}.safetensors")
         digests = {file.name: _digest_and_sync(file) for file in sorted(partial.iterdir())}
-        with open(partial / STATE_FILE, "w") as stream:
-            json.dump({**state, "step": step, "files": digests}, stream, indent=2)
-            stream.flush()
-            os.fsync(stream.fileno())
+        _write_state(partial, {**state, "step": step, "files": digests})
         _sync_folder(partial)
         partial.rename(final)
         _sync_folder(run)
@@ -156,6 +155,15 @@ def write_text(path: Path, text: str):
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text)
     partial.replace(path)
+
+
+def _write_state(folder: Path, content: dict[str, Any]):
+    partial = folder / f".{STATE_FILE}.partial"
+    with open(partial, "w") as stream:
+        json.dump(content, stream, indent=2)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(folder / STATE_FILE)
 
 
 def _reason(error: Exception) -> str:

@@ -383,6 +383,8 @@ def _folder_distance(folder, reference, features, kid, split, results: Results, 
     if (folder / MANIFEST).is_file():  # what sample.py left, whose pictures beside the images are none
         folder = folder / "images"
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    if (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{str(folder)!r} is a training run that has not finished: it holds no model yet")
     if not files:
         raise FileNotFoundError(f"{str(folder)!r} holds neither model_index.json nor images")
     with Image.open(files[0]) as image:

@@ -89,7 +89,8 @@ class FastNetwork:
     def _predict(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         if not self.compiled:
             return self._forward(self.unet, x, timestep)
-        if x.shape in self._compiled_shapes:
+        shapes = (x.shape, timestep.shape)
+        if shapes in self._compiled_shapes:
             return self._forward(self.unet, x, timestep)
         import torch._dynamo  # a second, so not before it is needed
 
@@ -97,7 +98,7 @@ class FastNetwork:
             # Eight batch sizes and networks are the default limit of a process, past which it would not compile.
             with torch._dynamo.config.patch(recompile_limit=256):
                 output = self._forward(self.unet, x, timestep)
-            self._compiled_shapes.add(x.shape)
+            self._compiled_shapes.add(shapes)
             return output
         except torch._dynamo.exc.TorchDynamoException as error:  # no headers, a failing compiler, a torn cache
             cause = getattr(error, "inner_exception", error)

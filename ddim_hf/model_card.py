@@ -28,7 +28,7 @@ METRIC_NAMES = {
 DISTANCES = tuple(METRIC_NAMES)[:4]
 PROTOCOL = [  # how a value was measured, in the order in which the card shows it
     *("num_images", "num_reference", "num_inference_steps", "eta", "tau", "variance", "mode", "reference", "split"),
-    *("seed", "implementation", "feature_extractor", "feature_extractor_hash", "weights_hash"),
+    *("seed", "implementation", "network", "feature_extractor", "feature_extractor_hash", "weights_hash"),
 ]
 NETWORK = [
     *("sample_size", "in_channels", "out_channels", "block_out_channels", "layers_per_block", "down_block_types"),

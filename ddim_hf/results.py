@@ -1,14 +1,11 @@
 """Where figures are kept: results.json, the same as Markdown tables in the form of the paper's table 1, and a plot."""
 
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .checkpointing import write_text
-from .run_record import package_versions
+from .run_record import machine, package_versions
 from .sampling import MANIFEST, processes
 
 NAMES = {"fid": "FID", "kid": "KID", "frechet_distance": "Frechet distance", "kernel_distance": "Kernel distance"}
@@ -76,12 +73,6 @@ def _line(row: dict[str, Any]) -> str:
     return text
 
 
-def machine() -> str:
-    """The kind of machine and, where there is one, its GPU."""
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{platform.system()} {platform.machine()}{gpu}"
-
-
 def read_manifest(images: Path) -> dict[str, Any]:
     """How a folder of images was sampled, where `generate` left its manifest beside it."""
     file = images.parent / MANIFEST
@@ -106,7 +97,7 @@ def _title(row: dict[str, Any]) -> str:
         parts[0] += f" on {row['feature_extractor']} ({row['feature_extractor_hash'][:12]})"
     count = f"{row['num_reference']:,} of " if row.get("num_reference") else ""
     parts += [f"{row['num_images']:,} images", f"{count}{row['reference']} {row.get('split') or ''}".strip()]
-    for key in ("tau", "seed", "implementation", "model"):
+    for key in ("tau", "seed", "implementation", "network", "model"):
         if row.get(key) is not None:
             parts.append(f"{key} {row[key]}")
     weights = f" ({row['weights_hash'][:12]})" if row.get("weights_hash") else ""
@@ -131,7 +122,7 @@ def _kind(row: dict[str, Any]) -> tuple[float, str]:
     """A row of the table: where it sorts, and its name."""
     if row.get("variance") == "sigma_hat":
         return 2.0, "sigma_hat"
-    return (-1.0, "") if row.get("eta") is None else (row["eta"], f"{row['eta']:.1f}" if row["eta"] else "0.0")
+    return (-1.0, "") if row.get("eta") is None else (row["eta"], str(float(row["eta"])))
 
 
 def _markdown(head: list[str], body: list[list[str]]) -> str:
@@ -151,9 +142,11 @@ def plot(rows: list[dict[str, Any]], file: Path):
     from matplotlib import pyplot
 
     lines: dict[str, list[tuple[int, float]]] = {}
+    several = len({row.get("network") for row in rows if row.get("num_inference_steps")}) > 1
     for row in rows:
         if row["metric"] in ("fid", "frechet_distance") and row.get("num_inference_steps"):
             label = f"eta {_kind(row)[1]}, {row['tau']}, {row['implementation']}, {row['num_images']:,} images"
+            label += f", {row['network']}" if several and row.get("network") else ""
             name = f"{NAMES[row['metric']]} on {row['feature_extractor']}"
             lines.setdefault(f"{name}, {label}", []).append((row["num_inference_steps"], row["value"]))
     if not lines:

@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .checkpointing import write_text
 
 LOG_FILE = "log.jsonl"
@@ -23,8 +25,14 @@ def describe_run() -> dict[str, Any]:
         "command": command(),
         "versions": {"python": platform.python_version(), **package_versions()},
         "git_commit": git_commit(),
-        "machine": f"{platform.system()} {platform.machine()}",
+        "machine": machine(),
     }
+
+
+def machine() -> str:
+    """The kind of machine and, where there is one, its GPU."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.system()} {platform.machine()}{gpu}"
 
 
 @cache  # it may have ended by the time that its command line is asked for again

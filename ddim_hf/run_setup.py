@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from diffusers import UNet2DModel
+from filelock import FileLock, Timeout
 
 from .data import ImageSet
 from .pipeline_ddim_custom import DDIMCustomPipeline
@@ -18,6 +19,7 @@ from .training_config import TrainingConfig
 from .unet import UNET_CONFIGS, build_unet
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+PATIENCE = 60  # seconds that a run waits for the end of another in its folder
 ON_CPU = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N --mixed_precision no"
 
 
@@ -95,3 +97,27 @@ def describe_plan(config: TrainingConfig, unet: UNet2DModel, images: ImageSet, a
             f"processes: {accelerator.num_processes} on {accelerator.device}",
         ]
     )
+
+
+def hold_folder(folder: Path) -> FileLock:
+    """Make a run's folder and return a lock on it, which ends with the process at the latest.
+
+    Another run that is at work there is waited for, as it may have been told to stop and be saving.
+
+    Raises:
+        ValueError: it did not end.
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another run is at work in {folder}; waiting up to {PATIENCE} s for its end", flush=True)
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            raise ValueError(
+                f"another run is at work in {folder}; allowed: one at a time in an --output_dir"
+            ) from None
+    return lock

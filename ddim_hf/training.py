@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +38,7 @@ from .model_selection import ModelSelection
 from .objective import Objective
 from .pipeline_ddim_custom import DDIMCustomPipeline
 from .run_record import command, describe_run, log_line, trim_log
-from .run_setup import build_accelerator, build_model, describe_plan
+from .run_setup import build_accelerator, build_model, describe_plan, hold_folder
 from .stopping import StopRequest
 from .training_config import RECIPES, TrainingConfig
 from .training_data import DROPOUT, BatchOrder, BatchReader, draw_step, seed_for, to_states
@@ -47,7 +48,7 @@ __all__ = ["RECIPES", "TrainingConfig", "TrainingStopped", "train"]
 
 
 class TrainingStopped(Exception):
-    """The run was asked to stop; it has saved a checkpoint and printed how to go on."""
+    """The run was asked to stop; it has printed what is saved and how to go on."""
 
 
 def train(config: TrainingConfig) -> Path:
@@ -56,7 +57,8 @@ def train(config: TrainingConfig) -> Path:
     Raises:
         ValueError: settings or data that do not fit, a loss that is not finite, or a resume that would change the run.
         OSError: data, a checkpoint or the result could not be read or written.
-        TrainingStopped: SIGTERM or SIGINT arrived; a checkpoint was saved.
+        TrainingStopped: SIGTERM or SIGINT arrived; a checkpoint was saved, unless the signal also went to a compiler
+            at work, as to a whole process group: then the one before it counts.
     """
     run = TrainingRun(config)
     try:
@@ -66,6 +68,11 @@ def train(config: TrainingConfig) -> Path:
             run.resume()
             run.loop()
             run.finish()
+    except RuntimeError as error:
+        if not run.stop.received:
+            raise
+        run.tell_stopped(error)
+        raise TrainingStopped from error
     finally:
         run.close()
     return run.folder
@@ -82,7 +89,7 @@ class TrainingRun:
         self.unet, self.scheduler = build_model(config)
         self.images = self._load(config.split)
         self.validation = None if config.validation_split in (None, "none") else self._load(config.validation_split)
-        self.step, self.loss, self.reader = 0, None, None
+        self.step, self.loss, self.reader, self.lock = 0, None, None, None
         self.window = {}  # what a resumed run had counted since its last log line
         if not config.dry_run:
             self._prepare()
@@ -120,7 +127,8 @@ class TrainingRun:
             # CUDA graphs spare the host a thousand launches a step; with other processes or passes, gradients would be
             # needed beyond the replay that overwrites them.
             alone = self.accelerator.num_processes == config.gradient_accumulation_steps == 1
-            self.unet.compile(mode="reduce-overhead" if alone and self.device.type == "cuda" else None)
+            mode = "reduce-overhead" if alone and self.device.type == "cuda" else None
+            self.unet.compile(mode=mode, dynamic=False)  # else the samplers' batch size would make the graphs dynamic
         self.objective = Objective(self.scheduler, config.snr_gamma, channels_last)
 
     # Before the first step
@@ -128,6 +136,7 @@ class TrainingRun:
     def resume(self):
         """Continue from a checkpoint where one is asked for; refuse to run over another run's folder."""
         config = self.config
+        self._on_main(self._hold_folder)
         if config.resume_from_checkpoint is None:
             existing = list_checkpoints(self.folder)
             if existing:
@@ -136,13 +145,12 @@ class TrainingRun:
                     "on with it, or another --output_dir"
                 )
         else:
-            path = self._find_checkpoint()
+            path = self._on_main(lambda: find_checkpoint(self.folder, config.resume_from_checkpoint))
             if path is None:
                 self.accelerator.print(f"no checkpoint in {self.folder} yet: starting at step 0")
             else:
                 self._restore(path)
         if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
             for path in set_aside_newer(self.folder, self.step):
                 print(f"set aside: {path}")
             write_text(self.folder / "config.json", json.dumps(self.record(), indent=2) + "\n")
@@ -153,18 +161,21 @@ class TrainingRun:
             # TensorBoard's name is a folder in the run's, that of Weights & Biases a project.
             self.accelerator.init_trackers("logs" if config.logger == "tensorboard" else "ddim_hf", config=flat)
 
-    def _find_checkpoint(self) -> Path | None:
-        """The main process looks, so that all resume the same one."""
-        found, failure = None, None
+    def _hold_folder(self):
+        self.lock = hold_folder(self.folder)
+
+    def _on_main(self, action: Callable) -> Any:
+        """What `action` returns on the main process, on all of them, or what it raises there."""
+        result, failure = None, None
         if self.accelerator.is_main_process:
             try:
-                found = find_checkpoint(self.folder, self.config.resume_from_checkpoint)
-            except ValueError as error:
-                failure = str(error)
-        found, failure = broadcast_object_list([found, failure])
+                result = action()
+            except (ValueError, OSError) as error:
+                failure = error
+        result, failure = broadcast_object_list([result, failure])
         if failure:
-            raise ValueError(failure)
-        return found
+            raise failure
+        return result
 
     def record(self) -> dict[str, Any]:
         """Everything that is needed to rerun this run."""
@@ -255,9 +266,16 @@ class TrainingRun:
         if not self.stop.requested() or (self.step == self.config.max_train_steps and not self.selection.pending):
             return
         self._checkpoint()
-        again = command("--resume_from_checkpoint", "latest")
-        self.accelerator.print(f"stopped after step {self.step}, which is saved; to go on: {again}", flush=True)
+        self.tell_stopped()
         raise TrainingStopped
+
+    def tell_stopped(self, error: Exception | None = None):
+        """Print what is saved, and how to go on."""
+        saved, again = "which is saved", command("--resume_from_checkpoint", "latest")
+        if error is not None:
+            kept = [path.name for path in list_checkpoints(self.folder)] or ["none"]
+            saved = f"in a compilation that ended too ({type(error).__name__}); the last checkpoint is {kept[-1]}"
+        self.accelerator.print(f"stopped after step {self.step}, {saved}; to go on: {again}", flush=True)
 
     def train_step(self):
         """One optimizer step, and one of each average."""
@@ -350,7 +368,7 @@ class TrainingRun:
         began = time.perf_counter()
         with self.averaged():
             loss = validation_loss(
-                self.unet, self.objective, self.validation, self.config, self.accelerator, self.stop
+                self.unet.forward, self.objective, self.validation, self.config, self.accelerator, self.stop
             )
         if loss is not None:
             self._write({"validation_loss": loss})
@@ -366,37 +384,27 @@ class TrainingRun:
         self.window_start += time.perf_counter() - began
 
     def _checkpoint(self):
-        loss, began, failure = self._summed_loss(), time.perf_counter(), None
-        if self.accelerator.is_main_process:
-            names = [name for name, _ in self.unet.named_parameters()]
-            files = {
-                "unet": self.unet.state_dict(),
-                "optimizer": optimizer_tensors(self.optimizer, self.parameters, names),
-            }
-            for name, ema in self.emas.items():
-                files[name] = dict(zip(names, ema.shadow_params, strict=True))
-            scaler = self.accelerator.scaler
-            state = {
-                "identity": self.identity(),
-                "selection": self.selection.state(),
-                "loss": self.loss,
-                "window": {
-                    "loss": loss,
-                    "steps": self.window_steps,
-                    "data": self.window_data,
-                    "seconds": began - self.window_start,
-                },
-                "scaler": scaler.state_dict() if scaler is not None else None,
-            }
-            try:
-                save_checkpoint(self.folder, self.step, files, state, self.config.checkpoints_total_limit)
-            except OSError as error:
-                failure = str(error)
-        # All processes stop together where the one that writes could not.
-        (failure,) = broadcast_object_list([failure])
-        if failure:
-            raise OSError(failure)
+        loss, began = self._summed_loss(), time.perf_counter()
+        self._on_main(lambda: self._save(loss, began - self.window_start))
         self.window_start += time.perf_counter() - began
+
+    def _save(self, loss: float, seconds: float):
+        """Write the checkpoint; `loss` and `seconds` are those since the last log line."""
+        names = [name for name, _ in self.unet.named_parameters()]
+        files = {
+            "unet": self.unet.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer, self.parameters, names),
+            **{name: dict(zip(names, ema.shadow_params, strict=True)) for name, ema in self.emas.items()},
+        }
+        scaler = self.accelerator.scaler
+        state = {
+            "identity": self.identity(),
+            "selection": self.selection.state(),
+            "loss": self.loss,
+            "window": {"loss": loss, "steps": self.window_steps, "data": self.window_data, "seconds": seconds},
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+        save_checkpoint(self.folder, self.step, files, state, self.config.checkpoints_total_limit)
 
     # After the last step
 
@@ -433,7 +441,7 @@ class TrainingRun:
         if self.reader is not None:
             self.reader.close()
         # What holds the process group goes before it: freed later, it may wait for the group's threads for ever.
-        self.model = self.optimizer = None
+        self.model = self.optimizer = self.lock = None  # which frees the folder
         self.stop.close()
         self.accelerator.free_memory()
         self.accelerator.end_training()

@@ -1,5 +1,7 @@
 """The denoising loss on held-out images, at timesteps and noise that stay the same from one validation to the next."""
 
+from collections.abc import Callable
+
 import torch
 from accelerate import Accelerator
 
@@ -12,14 +14,17 @@ from .training_data import VALIDATION, draw_step, seed_for, to_states
 
 @torch.no_grad()
 def validation_loss(
-    unet: torch.nn.Module,
+    network: Callable,
     objective: Objective,
     images: ImageSet,
     config: TrainingConfig,
     accelerator: Accelerator,
     stop: StopRequest,
 ) -> float | None:
-    """Return the loss of the network as it stands, over all processes; None where the run was asked to stop."""
+    """Return the network's loss over all processes; None where the run was asked to stop.
+
+    `network` is the module's forward, which is not compiled: its batch sizes would each cost a compilation.
+    """
     total = torch.zeros(2, device=accelerator.device)  # summed loss, images
     count, size = min(len(images), config.validation_images), config.sampling_batch_size
     for number, first in enumerate(range(0, count, size)):
@@ -27,7 +32,7 @@ def validation_loss(
             x0 = to_states(images[range(first, min(first + size, count))].to(accelerator.device), None)
             seed = seed_for(config.seed, VALIDATION)
             _, timesteps, noise = draw_step(seed, number, x0.shape, len(objective.scheduler), accelerator.device)
-            total[0] += objective(unet, x0, timesteps, noise) * len(x0)
+            total[0] += objective(network, x0, timesteps, noise) * len(x0)
             total[1] += len(x0)
     if stop.requested():
         return None

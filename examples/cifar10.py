@@ -17,7 +17,8 @@ import sys
 from pathlib import Path
 
 from ddim_hf.command_line import run
-from ddim_hf.model_card import write_model_card
+from ddim_hf.frechet import load_feature_extractor
+from ddim_hf.model_card import clean, write_model_card
 from ddim_hf.results import tables
 from ddim_hf.run_record import read_log
 
@@ -26,26 +27,40 @@ PARTS = ("train", "evaluate", "show")
 
 
 def call(script: str, *words: object, minutes: float | None = None):
-    """Run an example script; after `minutes` it is told to save and stop (SIGTERM), which ends this program too."""
-    process = subprocess.Popen([sys.executable, HERE / script, *map(str, words)])
-    try:
-        code = process.wait(minutes and minutes * 60)
-    except subprocess.TimeoutExpired:
+    """Run an example script; after `minutes`, or when this program is asked to stop, the script is told to save and
+    stop (SIGTERM) and waited for, and this program ends too."""
+    asked = []
+
+    def stop(number: int, _=None):
+        asked.append(number)
         process.send_signal(signal.SIGTERM)
-        code = process.wait()
-    if code:
-        sys.exit(code)
+
+    process = subprocess.Popen([sys.executable, HERE / script, *map(str, words)])
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        process.wait(minutes and minutes * 60)
+    except subprocess.TimeoutExpired:
+        stop(signal.SIGTERM)
+        process.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if process.returncode or asked:
+        sys.exit(128 + asked[0] if asked else process.returncode)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog="Other flags go to train.py.")
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], epilog="Other flags go to train.py.", allow_abbrev=False
+    )
     parser.add_argument("--recipe", choices=["cifar10-64", "cifar10-128"], default="cifar10-64")
     parser.add_argument("--dataset_name", default="uoft-cs/cifar10")
     parser.add_argument("--output_dir", type=Path, help="default: outputs/RECIPE")
-    parser.add_argument("--report", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("--report", type=Path, help="default: docs/results.md, or docs/cifar10-128.md")
     parser.add_argument("--parts", default="train,evaluate,show", help="which of these, by commas")
     parser.add_argument("--minutes", type=float, help="stop training after so long; the same command goes on")
     parser.add_argument("--feature_extractor", help="a TorchScript file instead of Inception")
+    parser.add_argument("--inception_weights", help="Inception's weights, for machines without network")
+    parser.add_argument("--cache_dir", help="for decoded images and reference features")
     parser.add_argument("--num_images", type=int, default=10_000, help="of each cell of the table")
     parser.add_argument("--num_inference_steps", default="10,20,50,100")
     parser.add_argument("--eta", default="0,0.2,0.5,1")
@@ -56,9 +71,14 @@ def main():
     parts = args.parts.split(",")
     if not set(parts) <= set(PARTS):
         raise ValueError(f"parts is {args.parts!r}; allowed: {', '.join(PARTS)}, by commas")
+    if training and "train" not in parts:
+        raise ValueError(f"{training[0]} is no flag of this script and nothing is trained; allowed: see --help")
     if args.minutes is not None and not args.minutes > 0:
         raise ValueError(f"minutes is {args.minutes:g}; allowed: above 0")
     args.output_dir = args.output_dir or Path("outputs", args.recipe)
+    args.report = args.report or Path("docs", "results.md" if args.recipe == "cifar10-64" else f"{args.recipe}.md")
+    if "evaluate" in parts:  # said before hours of training
+        load_feature_extractor(args.feature_extractor, args.inception_weights)
     if "train" in parts:
         train(args, training)
     if "evaluate" in parts:
@@ -67,13 +87,15 @@ def main():
         show(args)
 
 
-def features(args: argparse.Namespace) -> list[str]:
-    return ["--feature_extractor", args.feature_extractor] if args.feature_extractor else []
+def shared(args: argparse.Namespace) -> list[str]:
+    """The flags that training and evaluation both take."""
+    names = ("feature_extractor", "inception_weights", "cache_dir")
+    return [word for name in names if getattr(args, name) for word in (f"--{name}", getattr(args, name))]
 
 
 def train(args: argparse.Namespace, flags: list[str]):
     data = ["--dataset_name", args.dataset_name, "--validation_split", "test", "--output_dir", args.output_dir]
-    resumed = [*features(args), *flags, "--resume_from_checkpoint", "latest"]
+    resumed = [*shared(args), *flags, "--resume_from_checkpoint", "latest"]
     call("train.py", "--recipe", args.recipe, *data, *resumed, minutes=args.minutes)
 
 
@@ -83,12 +105,13 @@ def evaluate(args: argparse.Namespace):
     cells += ["--variance", "sigma,sigma_hat", "--also", "stock", "--floor", "test", "--num_images", args.num_images]
     errors = ["--denoising_loss", *(["--data_images", args.data_images] if args.data_images else [])]
     output = ["--output", args.output_dir / "results.json", *(["--fast"] if args.fast else [])]
-    call("evaluate.py", args.output_dir, "--reference", args.dataset_name, *output, *cells, *features(args), *errors)
+    call("evaluate.py", args.output_dir, "--reference", args.dataset_name, *output, *cells, *shared(args), *errors)
 
 
 def show(args: argparse.Namespace):
     """The pictures, the model card and the report."""
     folder = args.output_dir
+    shutil.rmtree(folder / "first64", ignore_errors=True)  # they may be of other weights
     call("sample.py", folder, "--num_images", 64, "--output_dir", folder / "first64", "--grid")
     call("nearest.py", folder, args.dataset_name, folder / "nearest")
     args.report.parent.mkdir(parents=True, exist_ok=True)
@@ -106,34 +129,47 @@ def report(recipe: str, folder: Path, dataset: str, note: str) -> str:
     results = json.loads((folder / "results.json").read_text())
     config = json.loads((folder / "config.json").read_text())
     near = json.loads((folder / "nearest" / "nearest.json").read_text())
-    log = read_log(folder)
-    last = [row for row in log if "loss" in row][-1]
-    rate = statistics.median(row["images_per_second"] for row in log if "images_per_second" in row)
-    settings = ("batch_size", "learning_rate", "lr_warmup_steps", "ema_decay", "mixed_precision", "compile", "seed")
+    rate = statistics.median(row["images_per_second"] for row in read_log(folder) if "images_per_second" in row)
+    names = (
+        "batch_size",
+        "learning_rate",
+        "lr_scheduler",
+        "lr_warmup_steps",
+        "ema_decay",
+        "mixed_precision",
+        "compile",
+    )
     data = shlex.quote(Path(dataset).name if Path(dataset).exists() else dataset)
-    words = [Path(word).name if Path(word).exists() else word for word in sys.argv[1:] if word not in ("--note", note)]
+    words = [word for word in sys.argv[1:] if word not in ("--note", note)]
     return f"""# {recipe}
 
-Written from what the run recorded by
+Written by
 
 ```sh
-python examples/cifar10.py {shlex.join(words)}
+python examples/cifar10.py {clean(shlex.join(words))}
+```
+
+from what the run recorded, whose training was started, or last gone on with, by
+
+```sh
+{clean(config["command"])}
 ```
 
 {note}
 
-**Training**: {last["step"]:,} steps ({last["step"] * config["batch_size"]:,} images) on {data}, {rate:.0f} images/s
-(median of the log) on {results["machine"]}; loss {last["loss"]:.4f} at the end;
-{", ".join(f"{name} {config[name]}" for name in settings)}.
+**Training**: {config["final_step"]:,} steps ({config["final_step"] * config["batch_size"]:,} images) on {data},
+{rate:.0f} images/s (median of the log) on {config["machine"]}; loss {config["final_loss"]:.4f} at the end;
+{", ".join(f"{name} {config[name]}" for name in names)}, seed {config["seed"]}.
 
 **Distances** are of the averaged weights' samples to the training split; "real images" is the same distance of as many
-held-out images, which is what a perfect model would get. Only distances at the same number of images compare.
+held-out images (or all there are), which is what a perfect model would get. The table was measured on
+{results["machine"]}. Only distances at the same number of images compare.
 
 {tables(results["results"])}
 **The true FID** (lossless CIFAR-10, Inception, the paper's 50,000 images) is measured by
 
 ```sh
-accelerate launch examples/evaluate.py {folder} --reference uoft-cs/cifar10 --num_images 50000 \\
+accelerate launch examples/evaluate.py {shlex.quote(str(folder))} --reference uoft-cs/cifar10 --num_images 50000 \\
     --num_inference_steps 10,20,50,100 --eta 0,0.2,0.5,1 --tau uniform,quad --variance sigma,sigma_hat
 ```
 
@@ -143,7 +179,7 @@ accelerate launch examples/evaluate.py {folder} --reference uoft-cs/cifar10 --nu
 
 **Copies?** A sample, then the training images nearest to it. The root mean square distance to the nearest, pixels in
 [0, 1]: median {statistics.median(near["samples_rms"]):.3f} for {len(near["samples_rms"])} samples and
-{statistics.median(near["held_out_rms"]):.3f} for as many held-out images.
+{statistics.median(near["held_out_rms"]):.3f} for {len(near["held_out_rms"])} held-out images.
 
 ![nearest training images]({recipe}-nearest.png)
 """

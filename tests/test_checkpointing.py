@@ -42,6 +42,16 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert all(torch.equal(files[file][key], FILES[file][key]) for file in FILES for key in FILES[file])
 
 
+def test_what_was_done_since_without_a_step_is_saved(tmp_path):
+    """A second save of a step replaces its state, and the checkpoint stays whole."""
+    files = {"unet": {"a": torch.arange(3.0)}}
+    save_checkpoint(tmp_path, 4, files, {"pending": ["50-0", "100-1"]}, 3)
+    saved = save_checkpoint(tmp_path, 4, files, {"pending": ["100-1"]}, 3)
+    assert why_torn(saved) is None
+    tensors, state = load_checkpoint(saved)
+    assert state == {"pending": ["100-1"], "step": 4} and torch.equal(tensors["unet"]["a"], torch.arange(3.0))
+
+
 def test_the_oldest_go_by_number(tmp_path):
     """Beyond the limit the oldest are deleted, by number and not by name, and nothing else is left behind."""
     for step in (8, 9, 10, 11):

@@ -367,6 +367,15 @@ def test_a_cpu_is_not_shared_with_a_second_thread():
 # Bad input
 
 
+def test_a_run_that_has_not_finished_is_no_folder_of_images(files, tmp_path):
+    """Its grids are not taken for samples."""
+    (tmp_path / "run/samples").mkdir(parents=True)
+    (tmp_path / "run/config.json").write_text("{}")
+    Image.new("L", (8, 8)).save(tmp_path / "run/samples/grid.png")
+    with pytest.raises(FileNotFoundError, match="run that has not finished"):
+        evaluate(str(tmp_path / "run"), "digits", tmp_path / "r.json", feature_extractor=files / "features.pt")
+
+
 def test_without_weights_or_network_one_line_names_the_options(monkeypatch, tmp_path):
     """Without Inception's weights and without network one line names both options."""
     from cleanfid import downloads_helper

@@ -4,8 +4,10 @@ import json
 import re
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -130,6 +132,8 @@ def test_the_benchmarks_check_can_fail():
         ("sample.py", ["MODEL", "--output_dir", "out", "--batch_size", "0"], "batch_size is 0; allowed"),
         ("evaluate.py", ["MODEL", "--reference", "digits", "--no_distance"], "nothing to measure"),
         ("cifar10.py", ["--minutes", "-1"], "minutes is -1; allowed: above 0"),
+        ("cifar10.py", ["--parts", "show", "--num_image", "-1"], "--num_image is no flag of this script"),
+        ("cifar10.py", ["--feature_extractor", "none.pt"], "feature_extractor 'none.pt': no such file"),
         ("interpolate.py", ["MODEL", "out", "--seeds", "1", "2", "3"], "3 corners; allowed: 2"),
         ("interpolate.py", ["MODEL", "out", "--num_images", "1"], "num_images is 1; allowed: 2 or more"),
         ("trajectory.py", ["MODEL", "out", "--eta", "2"], "eta is 2.0; allowed"),
@@ -164,6 +168,23 @@ def test_make_cifar10_trains_ten_million_images(tmp_path):
     assert '"mixed_precision": "bf16"' in done.stdout and '"compile": true' in done.stdout
     assert "steps: 20,000 of 512 images" in done.stdout
     assert words[-2:] == ["--minutes", "9"]
+
+
+def test_ending_cifar10_ends_its_training(tmp_path, model):
+    """A signal to the program alone reaches the training, whose checkpoint is there when the program ends."""
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / split / "0.png")
+    words = ["--dataset_name", tmp_path, "--output_dir", tmp_path / "run", "--pretrained", model, "--resolution", 8]
+    words += ["--parts", "train", "--batch_size", 2, "--samplers", "none", "--logger", "none", "--logging_steps", 1]
+    process = subprocess.Popen(list(map(str, [sys.executable, EXAMPLES / "cifar10.py", *words])))
+    while not (tmp_path / "run/log.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    assert (checkpoint / "state.json").is_file()
 
 
 def test_cifar10_from_training_to_report(tmp_path, model):

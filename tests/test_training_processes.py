@@ -226,3 +226,40 @@ def test_ending_the_launcher_saves(model, tmp_path):
     assert "warning: accelerate launch started one process; for several on the CPU: ACCELERATE_USE_CPU=true" in text
     (command,) = re.findall("to go on: (.*)", text)
     assert "accelerate.commands.launch" in command and command.endswith("--resume_from_checkpoint latest")
+
+
+def test_one_run_at_a_time_in_a_folder(model, tmp_path):
+    """A second run waits until the first one, which is told to stop, has saved, and goes on from there."""
+    words = flags(model, tmp_path / "run", **ENDLESS, resume_from_checkpoint="latest")
+    first = Run(tmp_path / "first.txt", words)
+    until(lambda: (tmp_path / "run/log.jsonl").exists() and log_lines(tmp_path / "run"))
+    second = Run(tmp_path / "second.txt", words)
+    until(lambda: "another run is at work" in second.text())
+    assert first.process.is_alive()
+    os.kill(first.process.pid, signal.SIGTERM)
+    assert first.wait() == 143
+    until(lambda: "resuming" in second.text())
+    (saved,) = list_checkpoints(tmp_path / "run")
+    assert f"resuming {saved} at step" in second.text()
+    until(lambda: log_lines(tmp_path / "run")[-1]["step"] > int(saved.name.split("-")[1]))
+    os.kill(second.process.pid, signal.SIGTERM)
+    assert second.wait() == 143
+
+
+def test_a_signal_that_ends_the_compiler_too(model, tmp_path):
+    """To a whole process group, as by `timeout`: the run says what is saved, and no traceback."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\nkill -TERM 0\n")
+    compiler.chmod(0o755)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CXX": str(compiler)}
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "cache")
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *flags(model, tmp_path / "run"), "--compile"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+    )
+    assert done.returncode == 143 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert "stopped after step 0, in a compilation that ended too" in done.stdout
+    assert "the last checkpoint is none; to go on: " in done.stdout

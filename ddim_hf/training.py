@@ -271,11 +271,11 @@ class TrainingRun:
 
     def tell_stopped(self, error: Exception | None = None):
         """Print what is saved, and how to go on."""
-        saved, again = "which is saved", command("--resume_from_checkpoint", "latest")
+        saved, again = ", which is saved", command("--resume_from_checkpoint", "latest")
         if error is not None:
             kept = [path.name for path in list_checkpoints(self.folder)] or ["none"]
-            saved = f"in a compilation that ended too ({type(error).__name__}); the last checkpoint is {kept[-1]}"
-        self.accelerator.print(f"stopped after step {self.step}, {saved}; to go on: {again}", flush=True)
+            saved = f"; what followed failed ({type(error).__name__}), the last checkpoint is {kept[-1]}"
+        self.accelerator.print(f"stopped after step {self.step}{saved}; to go on: {again}", flush=True)
 
     def train_step(self):
         """One optimizer step, and one of each average."""

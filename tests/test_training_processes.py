@@ -261,5 +261,4 @@ def test_a_signal_that_ends_the_compiler_too(model, tmp_path):
         start_new_session=True,
     )
     assert done.returncode == 143 and "Traceback" not in done.stderr, done.stderr[-2000:]
-    assert "stopped after step 0, in a compilation that ended too" in done.stdout
-    assert "the last checkpoint is none; to go on: " in done.stdout
+    assert "stopped after step 0; what followed failed (InductorError), the last checkpoint is none; to" in done.stdout

@@ -85,7 +85,7 @@ def model_card(folder: str | Path, *, repo_id: str | None = None, existing: str 
     """The card of the model in `folder`, merged into the text of `existing` (the folder's own README where None).
 
     Text outside our marks is kept byte for byte. Metadata: what `existing` says stands, lists are united, and the
-    results under this model's name are replaced by those in `results.json`.
+    results under this model's name, or its folder's, are replaced by those in `results.json`.
     """
     folder = Path(folder)
     if existing is None and (folder / "README.md").is_file():
@@ -107,17 +107,17 @@ def model_card(folder: str | Path, *, repo_id: str | None = None, existing: str 
         ) from error
     text, replaced = MARKED.subn(lambda _: body, theirs.text, count=1)
     theirs.text = text if replaced else f"{text}\n\n{body}\n"
-    theirs.data = CardData(**_merged(name, data.to_dict(), theirs.data.to_dict()))
+    theirs.data = CardData(**_merged({name, folder.resolve().name}, data.to_dict(), theirs.data.to_dict()))
     return str(theirs)
 
 
-def _merged(name: str, ours: dict, theirs: dict) -> dict:
+def _merged(names: set[str], ours: dict, theirs: dict) -> dict:
     merged = ours | theirs
     for key in ("tags", "datasets"):
         lists = [[value] if isinstance(value, str) else value for value in (theirs.get(key, []), ours.get(key, []))]
         if any(lists):
             merged[key] = list(dict.fromkeys(lists[0] + lists[1]))
-    index = [entry for entry in theirs.get("model-index") or [] if entry.get("name") != name]
+    index = [entry for entry in theirs.get("model-index") or [] if entry.get("name") not in names]
     merged["model-index"] = index + ours.get("model-index", []) or None
     return merged
 

@@ -2,9 +2,10 @@
 
 import json
 
+import yaml
 from huggingface_hub import ModelCard
 
-from ddim_hf.model_card import model_card, write_model_card
+from ddim_hf.model_card import BEGIN, model_card, write_model_card
 
 CONFIG = {
     "recipe": "digits",
@@ -106,3 +107,18 @@ def test_what_all_values_share_is_said_once(run):
 | 0.0301 |
 
 ## Network""" in model_card(run)
+
+
+def test_a_card_written_before_the_repository_had_a_name(run):
+    """Its results go on under the repository's name alone, and what was written around our part stays."""
+
+    def names(card):
+        return [entry["name"] for entry in yaml.safe_load(card.split("---")[1])["model-index"]]
+
+    (run / "results.json").write_text(json.dumps({"results": RESULTS}))
+    path = write_model_card(run)
+    assert names(path.read_text()) == [run.name]
+    path.write_text(path.read_text().replace(BEGIN, f"The images are JPEGs.\n\n{BEGIN}"))
+    text = model_card(run, repo_id="org/tiny")
+    assert names(text) == ["org/tiny"]
+    assert text.count("The images are JPEGs.") == 1

@@ -71,8 +71,7 @@ def train(config: TrainingConfig) -> Path:
     except RuntimeError as error:
         if not run.stop.received:
             raise
-        run.tell_stopped(error)
-        raise TrainingStopped from error
+        raise run.stopped(error) from error
     finally:
         run.close()
     return run.folder
@@ -135,9 +134,11 @@ class TrainingRun:
 
     def resume(self):
         """Continue from a checkpoint where one is asked for; refuse to run over another run's folder."""
-        config = self.config
-        self._on_main(self._hold_folder)
-        if config.resume_from_checkpoint is None:
+        config, wanted = self.config, self.config.resume_from_checkpoint
+        named = wanted not in (None, "latest")
+        if not named:  # what there is may change while another run saves
+            self._on_main(self._hold_folder)
+        if wanted is None:
             existing = list_checkpoints(self.folder)
             if existing:
                 raise ValueError(
@@ -145,11 +146,13 @@ class TrainingRun:
                     "on with it, or another --output_dir"
                 )
         else:
-            path = self._on_main(lambda: find_checkpoint(self.folder, config.resume_from_checkpoint))
+            path = self._on_main(lambda: find_checkpoint(self.folder, wanted))
             if path is None:
                 self.accelerator.print(f"no checkpoint in {self.folder} yet: starting at step 0")
             else:
                 self._restore(path)
+        if named:
+            self._on_main(self._hold_folder)
         if self.accelerator.is_main_process:
             for path in set_aside_newer(self.folder, self.step):
                 print(f"set aside: {path}")
@@ -158,7 +161,7 @@ class TrainingRun:
         self.accelerator.wait_for_everyone()
         if config.logger != "none":
             flat = {name: value for name, value in asdict(config).items() if isinstance(value, int | float | str)}
-            # TensorBoard's name is a folder in the run's, that of Weights & Biases a project.
+            # For TensorBoard a folder in the run's, for Weights & Biases a project.
             self.accelerator.init_trackers("logs" if config.logger == "tensorboard" else "ddim_hf", config=flat)
 
     def _hold_folder(self):
@@ -178,7 +181,7 @@ class TrainingRun:
         return result
 
     def record(self) -> dict[str, Any]:
-        """Everything that is needed to rerun this run."""
+        """All that is needed to rerun this run."""
         return {
             **asdict(self.config),
             **describe_run(),
@@ -266,16 +269,16 @@ class TrainingRun:
         if not self.stop.requested() or (self.step == self.config.max_train_steps and not self.selection.pending):
             return
         self._checkpoint()
-        self.tell_stopped()
-        raise TrainingStopped
+        raise self.stopped()
 
-    def tell_stopped(self, error: Exception | None = None):
-        """Print what is saved, and how to go on."""
+    def stopped(self, error: Exception | None = None) -> TrainingStopped:
+        """Print what is saved, and how to go on; return what is raised then."""
         saved, again = ", which is saved", command("--resume_from_checkpoint", "latest")
         if error is not None:
             kept = [path.name for path in list_checkpoints(self.folder)] or ["none"]
             saved = f"; what followed failed ({type(error).__name__}), the last checkpoint is {kept[-1]}"
         self.accelerator.print(f"stopped after step {self.step}{saved}; to go on: {again}", flush=True)
+        return TrainingStopped()
 
     def train_step(self):
         """One optimizer step, and one of each average."""

@@ -233,6 +233,10 @@ def _results(results: list[dict]) -> str:
 
 def _values(name: str, rows: list[dict]) -> str:
     """The values of one metric, with the settings that differ; what all share is said once."""
+    names, numbers = ("implementation", "tau", "variance"), ("eta", "num_inference_steps")
+    rows = sorted(
+        rows, key=lambda row: ([row.get(key) or "" for key in names], [row.get(key) or 0 for key in numbers])
+    )
     shared = {key: rows[0].get(key) for key in PROTOCOL if len({_shown(row.get(key)) for row in rows}) == 1}
     said = [f"{key} {_shown(value)}" for key, value in shared.items() if value is not None]
     table = _table([{k: row.get(k) for k in PROTOCOL if k not in shared} | {"value": row["value"]} for row in rows])

@@ -84,10 +84,10 @@ def test_only_inception_distances_are_called_fid(run):
 
 
 def test_what_all_values_share_is_said_once(run):
-    """Each metric has a table of its own, of the settings in which its values differ."""
+    """Each metric has a table of its own, in order, of the settings in which its values differ."""
     rows = [
-        {"metric": "fid", "value": 5.25, "num_images": 50000, "num_inference_steps": 10, "eta": 0.0, "seed": 3},
         {"metric": "fid", "value": 4.25, "num_images": 50000, "num_inference_steps": 50, "eta": 0.0, "seed": 3},
+        {"metric": "fid", "value": 5.25, "num_images": 50000, "num_inference_steps": 10, "eta": 0.0, "seed": 3},
         {"metric": "denoising_loss", "value": 0.0301, "num_images": 100},
     ]
     (run / "results.json").write_text(json.dumps({"results": rows}))

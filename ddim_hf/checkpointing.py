@@ -19,7 +19,9 @@ Tensors = dict[str, torch.Tensor]
 
 
 def save_checkpoint(run: Path, step: int, files: dict[str, Tensors], state: dict[str, Any], limit: int) -> Path:
-    """Write `run/checkpoint-<step>` and then delete the oldest ones beyond `limit`; of one that is there, the state.
+    """Write `run/checkpoint-<step>` and then delete the oldest ones beyond `limit`.
+
+    Where it is there already, its tensors are this step's, and the state alone is replaced.
 
     Args:
         run: the run's folder.

@@ -28,7 +28,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 benchmark: .venv/installed
-	$(BIN)/python examples/benchmark.py --check
+	$(BIN)/python examples/benchmarks/benchmark.py --check
 
 cifar10-64 cifar10-128: .venv/installed
 	$(BIN)/python examples/cifar10.py --recipe $@ $(RUN) $(FLAGS)

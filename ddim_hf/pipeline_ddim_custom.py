@@ -82,7 +82,15 @@ class DDIMCustomPipeline(DiffusionPipeline):
         Raises:
             ValueError: an argument outside what is listed.
         """
-        self._check_sampling(batch_size, generator, eta, output_type, seeds, latents, max_batch_size)
+        self.check_sampling(
+            batch_size,
+            generator=generator,
+            eta=eta,
+            output_type=output_type,
+            seeds=seeds,
+            latents=latents,
+            max_batch_size=max_batch_size,
+        )
         scheduler = self._prepare_scheduler(num_inference_steps, timesteps, clip_sample)
         if seeds is not None:
             generator = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
@@ -116,12 +124,25 @@ class DDIMCustomPipeline(DiffusionPipeline):
         output = DDIMPipelineOutput(images=images, trajectory=trajectory, pred_original_samples=predictions)
         return output if return_dict else output.to_tuple()
 
-    def _state_shape(self) -> tuple[int, int, int]:
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the states that the network takes."""
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return self.unet.config.in_channels, height, width
 
-    def _check_sampling(self, batch_size, generator, eta, output_type, seeds, latents, max_batch_size):
+    def check_sampling(
+        self,
+        batch_size: int = 1,
+        *,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        eta: float = 0.0,
+        output_type: str | None = "pil",
+        seeds: Sequence[int] | None = None,
+        latents: torch.Tensor | None = None,
+        max_batch_size: int | None = None,
+    ):
+        """Raise ValueError, in one line, where a call with these arguments would."""
         _check_counts(batch_size=batch_size, max_batch_size=max_batch_size)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta is {eta}; allowed: 0 (DDIM) to 1 (DDPM)")
@@ -133,7 +154,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
             raise ValueError(f"seeds has shape {np.shape(seeds)}; allowed: one int per image, ({batch_size},)")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"generator has {len(generator)} entries; allowed: one, or batch_size ({batch_size})")
-        shape = (batch_size, *self._state_shape())
+        shape = (batch_size, *self.state_shape)
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents has shape {tuple(latents.shape)}; allowed: {shape}")
 
@@ -152,11 +173,12 @@ class DDIMCustomPipeline(DiffusionPipeline):
 
     def _first_state(self, count, generator, latents, scheduler) -> torch.Tensor:
         device = self._execution_device
-        shape, dtype = (count, *self._state_shape()), self.unet.dtype
+        shape, dtype = (count, *self.state_shape), self.unet.dtype
         x = randn_tensor(shape, generator, device, dtype) if latents is None else latents.to(device, dtype)
         return x if scheduler.init_noise_sigma == 1 else x * scheduler.init_noise_sigma
 
-    def _network(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def predict(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """What the network, fast sampling's where that is on, predicts for states x [B, C, H, W]; of x's shape."""
         if self._fast is not None:
             if self._fast.unet is not self.unet:  # another network was put in its place
                 self.enable_fast_sampling(*self._fast.asked_for)
@@ -170,7 +192,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
         # Our own step takes Python ints, so that it never waits for the device; others look their tensor up.
         own = isinstance(scheduler, DDIMSchedulerCustom)
         for i, t in enumerate(scheduler.timesteps.tolist() if own else scheduler.timesteps):
-            output = self._network(scheduler.scale_model_input(x, t), on_device[i])
+            output = self.predict(scheduler.scale_model_input(x, t), on_device[i])
             stepped = scheduler.step(output, t, x, **arguments)
             x, x0 = stepped.prev_sample, getattr(stepped, "pred_original_sample", None)
             if callback is not None:
@@ -219,13 +241,13 @@ class DDIMCustomPipeline(DiffusionPipeline):
         """
         self._check_encoding(tolerance, max_iterations, max_batch_size)
         scheduler = self._prepare_scheduler(num_inference_steps, timesteps)
-        x0 = images_to_states(images, self._state_shape(), input_type)
+        x0 = images_to_states(images, self.state_shape, input_type)
         chunks = x0.split(max_batch_size or len(x0))
         trajectories, residuals = [], []
         with self.progress_bar(total=len(scheduler.timesteps) * len(chunks)) as bar:
             for x in chunks:
                 x = x.to(self._execution_device, self.unet.dtype)
-                states, residual = encode(self._network, scheduler, x, exact, tolerance, max_iterations, bar.update)
+                states, residual = encode(self.predict, scheduler, x, exact, tolerance, max_iterations, bar.update)
                 trajectories.append(states if return_trajectory else states[-1:])
                 residuals.append(residual)
         self.maybe_free_model_hooks()
@@ -262,7 +284,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
 
         The arguments are those of `invert`; `output_type` is that of sampling.
         """
-        x0 = images_to_states(images, self._state_shape(), input_type)
+        x0 = images_to_states(images, self.state_shape, input_type)
         schedule = dict(num_inference_steps=num_inference_steps, timesteps=timesteps, max_batch_size=max_batch_size)
         solver = dict(tolerance=tolerance, max_iterations=max_iterations)
         encoded = self.invert(x0, exact=exact, input_type="latent", **schedule, **solver)
@@ -310,7 +332,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
             raise ValueError(f"num_images is {num_images}; allowed: 2 or more")
         schedule = dict(num_inference_steps=num_inference_steps, timesteps=timesteps, max_batch_size=max_batch_size)
         if all(isinstance(corner, Image.Image | np.ndarray) for corner in corners):
-            states = torch.cat([images_to_states(corner, self._state_shape())[:1] for corner in corners])
+            states = torch.cat([images_to_states(corner, self.state_shape)[:1] for corner in corners])
             latents = self.invert(states, exact=exact, input_type="latent", **schedule).latents
             clip_sample = bool(clip_sample)
         else:
@@ -326,7 +348,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
 
     def _corner_latents(self, corners) -> torch.Tensor:
         """[K, C, H, W] latents of corners that are latents or seeds."""
-        shape = self._state_shape()
+        shape = self.state_shape
         if all(isinstance(corner, torch.Tensor) for corner in corners):
             shapes = [tuple(corner.shape) for corner in corners]
             if any(given not in (shape, (1, *shape)) for given in shapes):
@@ -373,9 +395,9 @@ class DDIMCustomPipeline(DiffusionPipeline):
         Takes the keywords of `DiffusionPipeline.from_pretrained`. Pickled weights are refused unless
         `use_safetensors=False` asks for them by name.
         """
-        from .hub import load_pipeline
+        from .hub import load_model
 
-        return load_pipeline(cls, super().from_pretrained, pretrained_model_name_or_path, **kwargs)
+        return load_model(cls, super().from_pretrained, pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, safe_serialization: bool = True, **kwargs: Any):
         """Write a folder that this class and every stock diffusers install can load.

@@ -17,10 +17,10 @@ import sys
 from pathlib import Path
 
 from ddim_hf.command_line import run
-from ddim_hf.frechet import load_feature_extractor
-from ddim_hf.model_card import clean, write_model_card
-from ddim_hf.results import tables
-from ddim_hf.run_record import read_log
+from ddim_hf.evaluation.frechet import load_feature_extractor
+from ddim_hf.evaluation.results import tables
+from ddim_hf.hub.model_card import clean, write_model_card
+from ddim_hf.training.log import read_log
 
 HERE = Path(__file__).parent
 PARTS = ("train", "evaluate", "show")

@@ -12,7 +12,7 @@ from diffusers.utils import export_to_gif
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import run
 from ddim_hf.images import image_grid, states_to_images
-from ddim_hf.run_record import plot_loss
+from ddim_hf.training.log import plot_loss
 
 
 def main():

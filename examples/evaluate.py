@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from ddim_hf.command_line import run
 from ddim_hf.evaluation import evaluate
-from ddim_hf.sampling import processes
+from ddim_hf.processes import processes
 
 
 def several(kind: Callable, *choices: str) -> Callable[[str], list]:
@@ -33,7 +33,7 @@ def main():
     parser.add_argument("--variance", type=several(str, "sigma", "sigma_hat"), default=[], help="sigma_hat: at eta 1")
     parser.add_argument("--num_images", type=int, default=50_000)
     parser.add_argument("--seed", type=int, default=0, help="image k is made from seed + k")
-    parser.add_argument("--batch_size", dest="network_batch_size", type=int, help="images through the network at once")
+    parser.add_argument("--max_batch_size", type=int, help="images through the network at once")
     parser.add_argument("--mode", choices=["clean", "legacy_pytorch", "legacy_tensorflow"], default="clean")
     parser.add_argument("--feature_extractor", help="a TorchScript file instead of Inception")
     parser.add_argument("--inception_weights", help="Inception's weights, for machines without network")

@@ -35,7 +35,7 @@ def main():
         raise ValueError("--seeds and --images are both given; allowed: one of them")
 
     pipe = DDIMCustomPipeline.from_pretrained(args.model)
-    channels, height, width = pipe._state_shape()
+    channels, height, width = pipe.state_shape
     corners = args.seeds or [0, 1]
     if args.images:
         mode = "L" if channels == 1 else "RGB"

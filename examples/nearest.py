@@ -43,7 +43,7 @@ def main():
     args = parser.parse_args()
 
     pipe = DDIMCustomPipeline.from_pretrained(args.model)
-    channels, resolution, _ = pipe._state_shape()
+    channels, resolution, _ = pipe.state_shape
     training = load_images(args.data, split=args.split, resolution=resolution, channels=channels)
     states = pipe(
         args.num_images,

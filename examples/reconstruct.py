@@ -33,7 +33,7 @@ def main():
 
     pipe = DDIMCustomPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(leave=False)
-    channels, resolution, _ = pipe._state_shape()
+    channels, resolution, _ = pipe.state_shape
     split = args.split or ("test" if args.data == "digits" else None)
     images = load_images(args.data, split=split, resolution=resolution, channels=channels)[: args.num_images]
 

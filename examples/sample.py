@@ -3,7 +3,8 @@
 import argparse
 
 from ddim_hf.command_line import run
-from ddim_hf.sampling import generate, load_pipeline, processes
+from ddim_hf.generation import generate, load_pipeline
+from ddim_hf.processes import processes
 
 
 def main():
@@ -18,9 +19,7 @@ def main():
     parser.add_argument("--variance", choices=["sigma", "sigma_hat"], help="default: the model's own")
     parser.add_argument("--seed", type=int, default=0, help="image k is made from seed + k")
     parser.add_argument("--batch_size", type=int, help="images of a process between two writes")
-    parser.add_argument(
-        "--network_batch_size", type=int, help="images through the network at once; part of the settings"
-    )
+    parser.add_argument("--max_batch_size", type=int, help="images through the network at once; part of the settings")
     parser.add_argument("--format", choices=["png", "npy"], default="png")
     parser.add_argument(
         "--grid", type=int, nargs="?", const=64, default=0, help="save the first N (64) as samples.png"

@@ -44,7 +44,7 @@ def main():
         return_trajectory=True,
     )
     predictions, final = output.pred_original_samples, output.images
-    scale = max(1, 64 // pipe._state_shape()[2])
+    scale = max(1, 64 // pipe.state_shape[2])
 
     def draw(states):
         images = states_to_images(states, "pil")

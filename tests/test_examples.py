@@ -103,7 +103,7 @@ def test_nearest_finds_the_same_image(monkeypatch, tmp_path, model):
 def test_the_benchmark_measures_the_step(monkeypatch, tmp_path, capsys):
     """benchmark.py prints a table and writes the same rows with the machine they were measured on."""
     words = ["--only", "step", "--rounds", 1, "--output", tmp_path / "rows.json"]
-    assert run(monkeypatch, "benchmark.py", *words) == 0
+    assert run(monkeypatch, "benchmarks/benchmark.py", *words) == 0
     report = json.loads((tmp_path / "rows.json").read_text())
     assert len(report["rows"]) == 4 and report["machine"]["versions"]["diffusers"]
     assert all(row["ratio"] == pytest.approx(row["stock ms"] / row["ours ms"]) for row in report["rows"])
@@ -112,7 +112,7 @@ def test_the_benchmark_measures_the_step(monkeypatch, tmp_path, capsys):
 
 def test_the_benchmarks_check_can_fail():
     """A lost ratio, a step far beyond its arithmetic and a slow pipeline are each named; good figures pass."""
-    lost = runpy.run_path(str(EXAMPLES / "benchmark.py"))["lost_ratios"]
+    lost = runpy.run_path(str(EXAMPLES / "benchmarks/benchmark.py"))["lost_ratios"]
     step = {"what": "step [256, 3, 32, 32], eta 0", "ours ms": 0.5, "its tensor operations ms": 0.5, "ratio": 2.5}
     pipeline = {"what": "pipeline", "ratio": 1.0, "beside the network": 0.003}
     assert lost([step, pipeline]) == []
@@ -138,8 +138,12 @@ def test_the_benchmarks_check_can_fail():
         ("interpolate.py", ["MODEL", "out", "--num_images", "1"], "num_images is 1; allowed: 2 or more"),
         ("trajectory.py", ["MODEL", "out", "--eta", "2"], "eta is 2.0; allowed"),
         ("nearest.py", ["MODEL", "digits", "out", "--split", "dev"], "has no split 'dev'"),
-        ("benchmark.py", ["--only", "speed"], "--only has speed; allowed: step"),
-        ("benchmark.py", ["--networks", "digits"], "--networks has digits; allowed: cifar10-64, cifar10-128"),
+        ("benchmarks/benchmark.py", ["--only", "speed"], "--only has speed; allowed: step"),
+        (
+            "benchmarks/benchmark.py",
+            ["--networks", "digits"],
+            "--networks has digits; allowed: cifar10-64, cifar10-128",
+        ),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, tmp_path, capsys, model, hub, script, words, message):
@@ -216,7 +220,7 @@ def test_cifar10_from_training_to_report(tmp_path, model):
 
     extractor = torch.jit.load(str(tmp_path / "features.pt"))
     from ddim_hf.data import load_images
-    from ddim_hf.frechet import Statistics, frechet_distance
+    from ddim_hf.evaluation.frechet import Statistics, frechet_distance
 
     sets = (load_images(str(tmp_path / "data"), split=part, resolution=8, channels=1) for part in ("test", "train"))
     real, training = (Statistics().update(extractor(images[:].expand(-1, 3, -1, -1).float())) for images in sets)

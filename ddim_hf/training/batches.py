@@ -1,0 +1,108 @@
+"""What a training step sees, as a pure function of (seed, step, position in the global batch)."""
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from ..data.image_set import ImageSet
+
+ON_DEVICE_BYTES = 8 * 2**30  # a set up to this size is moved to the GPU whole
+AHEAD = 3  # batches read in advance
+
+ORDER, DRAWS, DROPOUT, VALIDATION = range(4)  # independent streams of random numbers
+
+
+def seed_for(*key: int) -> int:
+    """Return a 63-bit seed that is a hash of the key."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+
+class BatchOrder:
+    """Which images each step takes: a new permutation of all images per epoch, cut into steps without remainder.
+
+    Args:
+        length: number of images.
+        batch_size: images of a step, over all processes.
+        seed: of the permutations.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int):
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self._epoch, self._permutation = -1, np.empty(0, np.int64)
+
+    def indices(self, step: int) -> np.ndarray:
+        """Return the [batch_size] indices of a step; the cost does not grow with the step."""
+        position = step * self.batch_size + np.arange(self.batch_size)
+        epochs, places = position // self.length, position % self.length
+        result = np.empty(self.batch_size, np.int64)
+        for epoch in np.unique(epochs):
+            if epoch != self._epoch:
+                generator = torch.Generator().manual_seed(seed_for(self.seed, ORDER, int(epoch)))
+                self._epoch, self._permutation = epoch, torch.randperm(self.length, generator=generator).numpy()
+            here = epochs == epoch
+            result[here] = self._permutation[places[here]]
+        return result
+
+
+class BatchReader:
+    """One process's share of each step's images, read ahead by a thread; on a GPU small sets lie in its memory.
+
+    Args:
+        images: the data set.
+        order: which images a step takes.
+        share: this process's slice of the global batch.
+        device: where the uint8 images are put.
+        start, stop: the steps that will be asked for, in order.
+    """
+
+    def __init__(self, images: ImageSet, order: BatchOrder, share: slice, device: torch.device, start: int, stop: int):
+        self.images, self.order, self.share, self.device = images, order, share, device
+        self.next, self.stop = start, stop
+        self.resident = None
+        if device.type == "cuda" and np.prod(images.shape) <= ON_DEVICE_BYTES:
+            self.resident = images[:].to(device)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._ahead: deque[Future] = deque()
+
+    def _read(self, step: int) -> torch.Tensor:
+        indices = self.order.indices(step)[self.share]
+        batch = torch.from_numpy(indices) if self.resident is not None else self.images[indices]
+        return batch.pin_memory() if self.device.type == "cuda" else batch
+
+    def take(self) -> torch.Tensor:
+        """Return the next step's images, uint8 [share, C, H, W] on the device, without waiting for the device."""
+        while len(self._ahead) < AHEAD and self.next < self.stop:
+            self._ahead.append(self._pool.submit(self._read, self.next))
+            self.next += 1
+        batch = self._ahead.popleft().result().to(self.device, non_blocking=True)
+        return batch if self.resident is None else self.resident[batch]
+
+    def close(self):
+        """Stop reading ahead."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def draw_step(
+    seed: int, step: int, shape: tuple[int, int, int, int], num_train_timesteps: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the random numbers of a step for the whole global batch of `shape` [B, C, H, W].
+
+    Every process draws them all and uses its own slice, so that the number of processes does not matter.
+
+    Returns:
+        flips (bool [B]), timesteps (int64 [B] in [0, T)) and noise (float32, of `shape`), on the device.
+    """
+    generator = torch.Generator(device).manual_seed(seed_for(seed, DRAWS, step))
+    flips = torch.rand(shape[0], generator=generator, device=device) < 0.5
+    timesteps = torch.randint(num_train_timesteps, (shape[0],), generator=generator, device=device)
+    noise = torch.randn(shape, generator=generator, device=device)
+    return flips, timesteps, noise
+
+
+def to_states(images: torch.Tensor, flips: torch.Tensor | None) -> torch.Tensor:
+    """Return uint8 images [B, C, H, W] as states in [-1, 1], mirrored where `flips` [B] is true."""
+    if flips is not None:
+        images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
+    return images.float().div_(127.5).sub_(1)

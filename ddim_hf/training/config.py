@@ -1,0 +1,234 @@
+"""What a training run is made of: one row of data per recipe, and the settings that override it."""
+
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.utils import validate_repo_id
+
+from ..unet import UNET_CONFIGS
+
+# The samplers are those of the CIFAR-10 runs that the results table of the project's source comes from.
+_CIFAR10 = dict(
+    dataset_name="uoft-cs/cifar10",
+    random_flip=True,
+    lr_scheduler="constant",
+    lr_warmup_steps=5_000,
+    ema_decay="0.9999",
+    validation_split="test",
+    feature_extractor="inception",
+    samplers="20:0.0:5000:6000,50:0.0:50000:6000,100:1.0:100000:50000",
+)
+_CELEBAHQ = _CIFAR10 | dict(
+    dataset_name="korexyz/celeba-hq-256x256", validation_split="validation", samplers="50:0.0:25000:6000"
+)
+_DIGITS = dict(
+    dataset_name="digits",
+    random_flip=False,
+    lr_scheduler="cosine",
+    lr_warmup_steps=50,
+    ema_decay="0.995",
+    validation_split="test",
+    feature_extractor="none",
+    samplers="50:0.0:500:64",
+)
+
+# fmt: off
+RECIPES: dict[str, dict[str, Any]] = {
+    "digits":       dict(resolution=8,   batch_size=64,  learning_rate=1e-3, max_train_steps=1_200,   **_DIGITS),
+    "cifar10-64":   dict(resolution=32,  batch_size=128, learning_rate=2e-4, max_train_steps=800_000, **_CIFAR10),
+    "cifar10-128":  dict(resolution=32,  batch_size=128, learning_rate=2e-4, max_train_steps=800_000, **_CIFAR10),
+    "celebahq-256": dict(resolution=256, batch_size=64,  learning_rate=2e-5, max_train_steps=500_000, **_CELEBAHQ),
+}
+# fmt: on
+
+# Settings that a resumed run may change: they say where, how long and how watched a run is, not what it computes, or
+# what they lead to is compared itself (images, network, noise schedule).
+FREE_ON_RESUME = frozenset(
+    "output_dir max_train_steps cache_dir dataset_name image_column gradient_accumulation_steps logger logging_steps "
+    "checkpointing_steps checkpoints_total_limit resume_from_checkpoint samplers feature_extractor inception_weights "
+    "eval_batch_size validation_split validation_steps validation_images dry_run push_to_hub hub_model_id "
+    "hub_private recipe pretrained dropout skip_broken prediction_type beta_schedule".split()
+)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A DDIM sampler that runs during training: `steps:eta:every:images`."""
+
+    steps: int
+    eta: float
+    every: int
+    images: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.steps}-{self.eta:g}"
+
+
+def setting(help: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class TrainingConfig:
+    """The settings of a run; whatever is None takes the recipe's value.
+
+    Raises:
+        ValueError: a value outside what its help text says.
+    """
+
+    recipe: str = setting(f"the row of defaults: {', '.join(RECIPES)}", "digits")
+    output_dir: str = setting("where the run's folder is made", "outputs/train")
+
+    network: str | None = setting(f"the U-Net, that of the recipe's name if not given: {', '.join(UNET_CONFIGS)}")
+    dropout: float | None = setting("dropout of a new network, in [0, 1); that of its row if not given")
+    pretrained: str | None = setting("start from this model's UNet2DModel (folder or Hub id) instead of a new one")
+    dataset_name: str | None = setting("'digits', a Hub id, a folder of images, a parquet file or a saved dataset")
+    split: str = setting("split to train on", "train")
+    image_column: str | None = setting("the column that holds the images; found by its type if not given")
+    cache_dir: str | None = setting("where decoded images are kept")
+    skip_broken: bool = setting("leave out images that cannot be decoded instead of stopping", False)
+    resolution: int | None = setting("side of the square images, in pixels")
+    random_flip: bool | None = setting("mirror each image with probability 1/2")
+
+    max_train_steps: int | None = setting("optimizer steps in all")
+    batch_size: int | None = setting("images of one optimizer step, over all processes and accumulation passes")
+    gradient_accumulation_steps: int = setting("passes in which a process works off its share of a step", 1)
+    learning_rate: float | None = setting("peak learning rate of AdamW")
+    lr_scheduler: str | None = setting("after warm-up: constant, or cosine to zero at max_train_steps")
+    lr_warmup_steps: int | None = setting("steps of linear warm-up")
+    weight_decay: float = setting("decoupled weight decay of AdamW", 0.0)
+    max_grad_norm: float = setting("gradients are scaled down to this norm", 1.0)
+    mixed_precision: str = setting("no, fp16 or bf16: the network alone, under autocast", "no")
+    ema_decay: str | None = setting("decay of the averaged weights; several by commas, the first is the result; none")
+    seed: int = setting("order, flips, timesteps, noise and first weights are functions of it", 0)
+    prediction_type: str | None = setting("epsilon, v_prediction or sample; the pretrained model's, else epsilon")
+    beta_schedule: str | None = setting("linear, scaled_linear or squaredcos_cap_v2; the pretrained model's or linear")
+    snr_gamma: float | None = setting("weight the loss by min-SNR with this gamma (5 is usual)")
+    compile: bool = setting("compile the network", False)
+    channels_last: bool | None = setting("lay the network out channels-last; if not given, on a GPU only")
+
+    samplers: str | None = setting("steps:eta:every:images by commas, run during training on the EMA weights; none")
+    feature_extractor: str | None = setting("features of the samplers' distance: inception, a TorchScript file, none")
+    inception_weights: str | None = setting("Inception's weights as a file, for machines without network")
+    eval_batch_size: int = setting("images that a sampler passes through the network at once", 64)
+    validation_split: str | None = setting(
+        "split of the validation loss, or none (as where dataset_name is given alone)"
+    )
+    validation_steps: int = setting("steps between two validations", 1000)
+    validation_images: int = setting("images of the validation loss, at most", 1024)
+    logger: str = setting("tensorboard, wandb or none", "tensorboard")
+    logging_steps: int = setting("steps between two log lines; the only steps that wait for the device", 50)
+
+    checkpointing_steps: int = setting("steps between two checkpoints", 1000)
+    checkpoints_total_limit: int = setting("checkpoints kept", 3)
+    resume_from_checkpoint: str | None = setting("latest, or a checkpoint's folder")
+    push_to_hub: bool = setting("publish the result when the run is done", False)
+    hub_model_id: str | None = setting("where to: org/name")
+    hub_private: bool = setting("make that repository private", False)
+    dry_run: bool = setting("print the resolved settings, sizes and memory, and stop", False)
+
+    def __post_init__(self):
+        _allow("recipe", self.recipe, RECIPES)
+        own_images = self.dataset_name not in (None, RECIPES[self.recipe]["dataset_name"])
+        if own_images and self.validation_split is None:
+            self.validation_split = "none"
+        for name, value in {"network": self.recipe, **RECIPES[self.recipe]}.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        _allow("network", self.network, UNET_CONFIGS)
+        _allow("lr_scheduler", self.lr_scheduler, ("constant", "cosine"))
+        _allow("mixed_precision", self.mixed_precision, ("no", "fp16", "bf16"))
+        _allow("prediction_type", self.prediction_type, (None, "epsilon", "v_prediction", "sample"))
+        _allow("beta_schedule", self.beta_schedule, (None, "linear", "scaled_linear", "squaredcos_cap_v2"))
+        _allow("logger", self.logger, ("tensorboard", "wandb", "none"))
+        for name in (
+            "resolution max_train_steps batch_size gradient_accumulation_steps eval_batch_size validation_steps "
+            "validation_images logging_steps checkpointing_steps checkpoints_total_limit"
+        ).split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: whole numbers from 1")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: numbers above 0")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed is {self.seed}; allowed: whole numbers from 0 below 2^63")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; allowed: numbers from 0 below 1")
+        if self.dropout is not None and self.pretrained is not None:
+            raise ValueError("dropout is given with pretrained, whose network has its own; allowed: one of them")
+        if self.snr_gamma is not None and not self.snr_gamma > 0:
+            raise ValueError(f"snr_gamma is {self.snr_gamma}; allowed: numbers above 0")
+        for name in ("lr_warmup_steps", "weight_decay", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: numbers from 0")
+        if self.push_to_hub and not self.hub_model_id:
+            raise ValueError("push_to_hub without hub_model_id; allowed: --hub_model_id org/name")
+        if self.hub_model_id:
+            validate_repo_id(self.hub_model_id)
+        for path in (Path(self.output_dir), *Path(self.output_dir).parents):
+            if path.exists() and not path.is_dir():
+                raise ValueError(
+                    f"output_dir is {self.output_dir}, and {path} is a file; allowed: a folder, or a path for one"
+                )
+        self.ema_decays()
+        self.sampler_list()
+
+    def ema_decays(self) -> list[float]:
+        """The decays of the averaged weights, the first being the result's; empty for none."""
+        if str(self.ema_decay).lower() == "none":
+            return []
+        try:
+            decays = [float(part) for part in str(self.ema_decay).split(",")]
+        except ValueError:
+            decays = [math.nan]
+        if not all(0 < decay < 1 for decay in decays) or len(set(decays)) < len(decays):
+            raise ValueError(
+                f"ema_decay is {self.ema_decay!r}; allowed: different numbers in (0, 1) by commas, or none"
+            )
+        return decays
+
+    def sampler_list(self) -> list[Sampler]:
+        """The samplers that run during training."""
+        if str(self.samplers).lower() == "none":
+            return []
+        samplers = []
+        for text in self.samplers.split(","):
+            try:
+                steps, eta, every, images = text.split(":")
+                sampler = Sampler(int(steps), float(eta), int(every), int(images))
+                valid = (
+                    1 <= sampler.steps <= 1000 and 0 <= sampler.eta <= 1 and min(sampler.every, sampler.images) >= 1
+                )
+            except ValueError:
+                valid = False
+            if not valid:
+                raise ValueError(
+                    f"samplers has {text!r}; allowed: steps:eta:every:images by commas (20:0.0:5000:6000), or none"
+                )
+            samplers.append(sampler)
+        if len({sampler.name for sampler in samplers}) < len(samplers):
+            raise ValueError(f"samplers is {self.samplers!r}; allowed: each pair of steps and eta once")
+        return samplers
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of the step after `step` finished ones."""
+        warmup = min(1.0, (step + 1) / self.lr_warmup_steps) if self.lr_warmup_steps else 1.0
+        if self.lr_scheduler == "constant":
+            return self.learning_rate * warmup
+        done = max(0, step - self.lr_warmup_steps) / max(1, self.max_train_steps - self.lr_warmup_steps)
+        return self.learning_rate * warmup * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+
+    def what_it_computes(self) -> dict[str, Any]:
+        """The settings that a resumed run must share."""
+        names = {item.name for item in fields(self)} - FREE_ON_RESUME
+        if self.lr_scheduler == "cosine":
+            names.add("max_train_steps")
+        return {name: getattr(self, name) for name in sorted(names)}
+
+
+def _allow(name: str, value: Any, allowed: Any):
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(name for name in allowed if name)}")

@@ -1,0 +1,62 @@
+"""Stopping a run on SIGTERM or SIGINT, all its processes after the same step."""
+
+import ctypes
+import signal
+import sys
+import threading
+
+import torch
+import torch.distributed
+from accelerate import Accelerator
+
+from ..provenance import launcher
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """Whether any process of the run was asked to stop.
+
+    `accelerate launch` leaves its child running when it is terminated itself, so on Linux the child asks to be told:
+    before `listen`, it then ends at once, there being nothing to save.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.received, self._previous = False, {}
+        # The vote goes through the hosts' memory, so that no step waits for a GPU.
+        self._group = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
+        self._on_parents_death(signal.SIGTERM)
+
+    def listen(self):
+        """Take the signals from now on."""
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+
+    def ignore(self):
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def close(self):
+        """Give the signals back and let go of the other processes."""
+        self.ignore()
+        self._group = None
+
+    @staticmethod
+    def _on_parents_death(number: int):
+        # Not where a shell is the parent: a run under nohup outlives it.
+        if sys.platform == "linux" and launcher():
+            pr_set_pdeathsig = 1
+            ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
+
+    def _receive(self, *_):
+        self.received = True
+
+    def requested(self) -> bool:
+        """Return whether to stop now; all processes call it after the same steps and get the same answer."""
+        if self._group is None:
+            return self.received
+        vote = torch.tensor(int(self.received))
+        torch.distributed.all_reduce(vote, torch.distributed.ReduceOp.MAX, group=self._group)
+        return bool(vote)

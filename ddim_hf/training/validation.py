@@ -1,0 +1,40 @@
+"""The denoising loss on held-out images, at timesteps and noise that stay the same from one validation to the next."""
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+
+from ..data.image_set import ImageSet
+from ..loss import Objective
+from .batches import VALIDATION, draw_step, seed_for, to_states
+from .config import TrainingConfig
+from .stopping import StopRequest
+
+
+@torch.no_grad()
+def validation_loss(
+    network: Callable,
+    objective: Objective,
+    images: ImageSet,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    stop: StopRequest,
+) -> float | None:
+    """Return the network's loss over all processes; None where the run was asked to stop.
+
+    `network` is the module's forward, which is not compiled: its batch sizes would each cost a compilation.
+    """
+    total = torch.zeros(2, device=accelerator.device)  # summed loss, images
+    count, size = min(len(images), config.validation_images), config.eval_batch_size
+    for number, first in enumerate(range(0, count, size)):
+        if number % accelerator.num_processes == accelerator.process_index and not stop.received:
+            x0 = to_states(images[range(first, min(first + size, count))].to(accelerator.device), None)
+            seed = seed_for(config.seed, VALIDATION)
+            _, timesteps, noise = draw_step(seed, number, x0.shape, len(objective.scheduler), accelerator.device)
+            total[0] += objective(network, x0, timesteps, noise) * len(x0)
+            total[1] += len(x0)
+    if stop.requested():
+        return None
+    summed, seen = accelerator.reduce(total, "sum").tolist()
+    return summed / seen

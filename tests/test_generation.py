@@ -1,0 +1,215 @@
+"""Images out by the thousand: the same set however it is made."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel
+from PIL import Image
+
+from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
+from ddim_hf.generation import generate, load_pipeline, sample_numbers
+from ddim_hf.images import states_to_uint8
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = {"num_images": 40, "num_inference_steps": 3, "eta": 0.5, "seed": 7}
+FLAGS = [word for key, value in SETTINGS.items() for word in (f"--{key}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny network over 8x8 colour images, saved."""
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    unet = UNet2DModel(
+        sample_size=8, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, attention_head_dim=4, **blocks
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    DDIMCustomPipeline(unet, DDIMSchedulerCustom()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    """The set of SETTINGS, made in one go by one process."""
+    folder = tmp_path_factory.mktemp("samples") / "whole"
+    generate(load_pipeline(model), folder, **SETTINGS)
+    return folder
+
+
+def start(*arguments, processes=1):
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launch, "examples/sample.py", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in (folder / "images").iterdir()}
+
+
+def test_image_k_is_what_the_pipeline_makes_from_seed_plus_k(model, whole):
+    """Image k is the pipeline's own image from seed + k, but for a last bit in rare pixels."""
+    x = load_pipeline(model)(1, seeds=[7 + 5], eta=0.5, num_inference_steps=3, output_type="latent").images
+    image = np.asarray(Image.open(whole / "images/000005.png")).astype(int)
+    assert np.abs(image - states_to_uint8(x)[0]).max() <= 1
+    assert len(contents(whole)) == len(set(contents(whole).values())) == 40
+
+
+def test_an_image_does_not_depend_on_those_beside_it(model):
+    """An image's states are the same to the last bit, whichever images share its block."""
+    pipe = load_pipeline(model)
+    settings = {"seed": 0, "block": 16, "num_inference_steps": 3, "eta": 0.5, "output_type": "latent"}
+    states = [
+        torch.cat([output.images[: len(own)] for own, output in sample_numbers(pipe, numbers, **settings)])
+        for numbers in (range(20), [3, 6, 17])
+    ]
+    assert torch.equal(states[0][[3, 6, 17]], states[1])
+
+
+@pytest.mark.parametrize("batch_size", [1, 20, 64])
+def test_the_batch_size_changes_nothing(model, whole, tmp_path, batch_size):
+    """Any batch size gives the same files, byte for byte."""
+    generate(load_pipeline(model), tmp_path, batch_size=batch_size, **SETTINGS)
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_two_processes_give_identical_files(model, whole, tmp_path):
+    """Two processes give the same files as one, byte for byte."""
+    process = start(model, "--output_dir", tmp_path / "out", *FLAGS, processes=2)
+    output = process.communicate(timeout=120)[0].decode()
+    assert process.returncode == 0, output
+    assert contents(tmp_path / "out") == contents(whole)
+    assert json.loads((tmp_path / "out/manifest.json").read_text()) == json.loads(
+        (whole / "manifest.json").read_text()
+    )
+
+
+def test_a_killed_run_completes_to_the_identical_set(model, tmp_path):
+    """After kill -9 every file there is whole, and a second call makes what is missing and nothing else."""
+    settings = {"num_images": 64, "num_inference_steps": 20}
+    process = start(model, "--output_dir", tmp_path / "killed", "--num_images", 64, "--num_inference_steps", 20)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed").glob("images/*.png")):
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read().decode()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    files = [file for file in (tmp_path / "killed/images").iterdir() if not file.name.startswith(".")]
+    assert 0 < len(files) < 64
+    for file in files:
+        Image.open(file).load()
+    (tmp_path / "killed/images/.000063.png.1.tmp").write_bytes(b"torn")
+    before = {file: file.stat().st_mtime_ns for file in files}
+    pipe = load_pipeline(model)
+    generate(pipe, tmp_path / "killed", **settings)
+    generate(pipe, tmp_path / "fresh", **settings)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "fresh")
+    assert before == {file: file.stat().st_mtime_ns for file in files}
+
+
+def test_shards_hold_the_same_images(model, whole, tmp_path, monkeypatch):
+    """npy shards hold the pixels of the PNG files in order, and a lost shard alone is made again."""
+    monkeypatch.setattr("ddim_hf.generation.SHARD_IMAGES", 24)
+    pipe = load_pipeline(model)
+    images = generate(pipe, tmp_path, format="npy", **SETTINGS)
+    assert [file.name for file in sorted(images.iterdir())] == ["00000000-00000023.npy", "00000024-00000039.npy"]
+    pixels = np.concatenate([np.load(file) for file in sorted(images.iterdir())])
+    expected = np.stack([np.asarray(Image.open(file)) for file in sorted((whole / "images").iterdir())])
+    assert pixels.dtype == np.uint8 and np.array_equal(pixels, expected)
+    before = contents(tmp_path)
+    (images / "00000024-00000039.npy").unlink()
+    generate(pipe, tmp_path, format="npy", **SETTINGS)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_inference_steps": 4}, {"eta": 0.0}, {"seed": 8}, {"num_images": 39}, {"format": "npy"}]
+)
+def test_a_folder_of_other_settings_is_refused(model, whole, change):
+    """A folder made with other settings is refused, naming the one that differs, and stays as it is."""
+    before = contents(whole)
+    with pytest.raises(ValueError, match=f"other settings: {next(iter(change))} .* there, .* asked for"):
+        generate(load_pipeline(model), whole, **{**SETTINGS, **change})
+    assert contents(whole) == before
+
+
+def test_other_weights_are_refused_and_more_images_are_not(model, tmp_path):
+    """Other weights under the same name are refused; raising num_images adds the rest."""
+    pipe = load_pipeline(model)
+    first = generate(pipe, tmp_path, **{**SETTINGS, "num_images": 2})
+    before = contents(tmp_path)
+    generate(pipe, tmp_path, **{**SETTINGS, "num_images": 3})
+    assert len(list(first.iterdir())) == 3 and before.items() <= contents(tmp_path).items()
+    pipe.unet.conv_in.weight.data += 1
+    with pytest.raises(ValueError, match="weights_hash"):
+        generate(pipe, tmp_path, **SETTINGS)
+
+
+def test_the_manifest_names_what_made_the_images(whole):
+    """The manifest records model, weights, steps, eta, tau, seed, count, versions, and no folder of this machine."""
+    text = (whole / "manifest.json").read_text()
+    manifest = json.loads(text)
+    expected = {**SETTINGS, "model": "tiny", "tau": "uniform", "variance": "sigma", "max_batch_size": 16}
+    assert expected.items() <= manifest.items()
+    assert len(manifest["weights_hash"]) == 64 and "torch" in manifest["versions"] and str(ROOT) not in text
+
+
+def test_grid_and_gif(model, whole):
+    """The grid shows the images asked for; the animation ends with the images themselves."""
+    generate(load_pipeline(model), whole, grid=9, gif=True, **SETTINGS)
+    grid = np.asarray(Image.open(whole / "samples.png"))
+    assert grid.shape == (3 * 52, 3 * 52, 3)  # 8 pixels enlarged to 48, and a border
+    second = Image.open(whole / "images/000001.png").resize((48, 48), Image.Resampling.BICUBIC)
+    assert np.array_equal(grid[2:50, 54:102], np.asarray(second))
+    with Image.open(whole / "denoising.gif") as animation:
+        assert animation.n_frames >= 4 and animation.size == (4 * 52, 4 * 52)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["/no/such/model"], "/no/such/model"),
+        (["MODEL", "--eta", "2"], "eta is 2.0; allowed: 0"),
+        (["MODEL", "--num_inference_steps", "0"], "num_inference_steps is 0; allowed"),
+        (["MODEL", "--num_images", "0"], "num_images is 0; allowed"),
+    ],
+)
+def test_bad_input_is_one_line(model, tmp_path, monkeypatch, capsys, arguments, message):
+    """Bad input ends the script with exit code 2 and one line, before anything is written."""
+    import runpy
+
+    arguments = [str(model) if word == "MODEL" else word for word in arguments]
+    monkeypatch.setattr(sys, "argv", ["sample.py", *arguments, "--output_dir", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "examples/sample.py"), run_name="__main__")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_broken_torchvision_stops_evaluation_alone(model, tmp_path):
+    """With a torchvision that torch cannot load, sampling works and FID names the two packages to align."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision/__init__.py").write_text(
+        'raise RuntimeError("operator torchvision::nms does not exist")\n'
+    )
+    code = (
+        "from ddim_hf import DDIMCustomPipeline\n"
+        f"pipe = DDIMCustomPipeline.from_pretrained({str(model)!r})\n"
+        "print(pipe(1, num_inference_steps=1).images[0].size)\n"
+        "from ddim_hf.evaluation.frechet import load_feature_extractor\n"
+        "try:\n    load_feature_extractor()\nexcept ImportError as error:\n    print(error)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    size, line = done.stdout.strip().splitlines()
+    assert size == "(8, 8)" and "torchvision::nms" in line
+    assert line.startswith(f"torch {torch.__version__.split('+')[0]}") and " and torchvision " in line

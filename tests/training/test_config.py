@@ -1,0 +1,203 @@
+"""Settings: recipes, what overrides them, what is refused, and examples/train.py's answers to bad input."""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from training_runs import SCRIPT, save_tiny_model
+
+from ddim_hf import DDIMCustomPipeline
+from ddim_hf.command_line import run as run_script
+from ddim_hf.training.config import RECIPES, TrainingConfig
+from ddim_hf.training.setup import build_model
+from ddim_hf.unet import UNET_CONFIGS
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_gives_the_defaults_and_flags_override_it(recipe):
+    """Each recipe fills every setting that it names, its network is its own, and what is given stays."""
+    config = TrainingConfig(recipe=recipe)
+    assert {name: getattr(config, name) for name in RECIPES[recipe]} == RECIPES[recipe]
+    assert config.network == recipe and recipe in UNET_CONFIGS
+    assert TrainingConfig(recipe=recipe, batch_size=8, random_flip=False).batch_size == 8
+    assert TrainingConfig(recipe=recipe, random_flip=False).random_flip is False
+
+
+def test_dropout_replaces_that_of_a_new_network_alone():
+    """The row's dropout stands unless one is given; a pretrained network has its own."""
+    assert build_model(TrainingConfig(recipe="cifar10-64"))[0].config.dropout == 0.1
+    assert build_model(TrainingConfig(recipe="cifar10-64", dropout=0.0))[0].config.dropout == 0.0
+    with pytest.raises(ValueError, match="dropout is given with pretrained"):
+        TrainingConfig(dropout=0.0, pretrained="org/model")
+
+
+def test_ones_own_images_need_no_held_out_split():
+    """The recipe's validation split is that of the recipe's images: others are validated only where asked for."""
+    assert TrainingConfig().validation_split == "test"
+    assert TrainingConfig(dataset_name="my/images").validation_split == "none"
+    assert TrainingConfig(dataset_name="my/images", validation_split="dev").validation_split == "dev"
+
+
+BAD = {
+    "recipe": "imagenet",
+    "network": "big",
+    "batch_size": 0,
+    "gradient_accumulation_steps": 0,
+    "max_train_steps": 0,
+    "learning_rate": -1.0,
+    "max_grad_norm": float("nan"),
+    "lr_warmup_steps": -1,
+    "lr_scheduler": "step",
+    "mixed_precision": "fp8",
+    "prediction_type": "noise",
+    "beta_schedule": "quadratic",
+    "logger": "paper",
+    "ema_decay": "1.5",
+    "samplers": "50:0.0:100",
+    "snr_gamma": 0.0,
+    "dropout": 1.0,
+    "weight_decay": -0.1,
+    "seed": -1,
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_wrong_settings_are_refused(name):
+    """A setting out of range is a ValueError of one line with the name, what was given and what is allowed."""
+    with pytest.raises(ValueError, match=rf"^{name} (is|has) .*allowed: [^\n]*$") as raised:
+        TrainingConfig(**{name: BAD[name]})
+    assert str(BAD[name]) in str(raised.value)
+
+
+@pytest.mark.parametrize("samplers", ["0:0:1:1", "50:1.1:1:1", "50:0:0:1", "50:0:1:0", "50:0:1:1,50:0.0:2:2", ""])
+def test_wrong_samplers_are_refused(samplers):
+    """Samplers out of range, or twice the same, are refused."""
+    with pytest.raises(ValueError, match="samplers"):
+        TrainingConfig(samplers=samplers)
+
+
+def test_samplers_are_read():
+    """steps:eta:every:images by commas; their names are those of their best models."""
+    samplers = TrainingConfig(samplers="20:0.0:5000:6000,100:0.2:7:9").sampler_list()
+    assert [(s.steps, s.eta, s.every, s.images) for s in samplers] == [(20, 0.0, 5000, 6000), (100, 0.2, 7, 9)]
+    assert [s.name for s in samplers] == ["20-0", "100-0.2"]
+    assert TrainingConfig(samplers="none").sampler_list() == []
+
+
+def test_the_learning_rate():
+    """It rises linearly to its peak in the warm-up's last step, then stays, or falls as a cosine to zero."""
+    constant = TrainingConfig(lr_scheduler="constant", learning_rate=1.0, lr_warmup_steps=4, max_train_steps=20)
+    assert [constant.learning_rate_at(step) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    cosine = TrainingConfig(lr_scheduler="cosine", learning_rate=1.0, lr_warmup_steps=4, max_train_steps=20)
+    falling = (1 + np.cos(np.pi * np.arange(16) / 16)) / 2
+    assert [cosine.learning_rate_at(step) for step in range(4, 20)] == pytest.approx(falling)
+    assert TrainingConfig(lr_warmup_steps=0, lr_scheduler="constant").learning_rate_at(0) == 1e-3
+
+
+# examples/train.py
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def train(monkeypatch, *words) -> int:
+    """Run the script in this process and return its exit code."""
+    spec = importlib.util.spec_from_file_location("train_script", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        run_script(script.main)
+    return ended.value.code
+
+
+def pictures(folder: Path) -> Path:
+    folder.mkdir()
+    for shade in range(4):
+        Image.new("L", (8, 8), 60 * shade).save(folder / f"{shade}.png")
+    return folder
+
+
+def test_bad_input_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, model, hub):
+    """Each kind of wrong input ends with code 2 and a single line that names it, without a traceback."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    torn = pictures(tmp_path / "torn")
+    (torn / "2.png").write_bytes((torn / "2.png").read_bytes()[:30])
+    table = tmp_path / "images.parquet"
+    import datasets
+
+    column = [Image.new("L", (8, 8), shade) for shade in range(4)]
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": column}, features=features).to_parquet(table)
+    monkeypatch.setenv("DDIM_HF_CACHE", str(tmp_path / "cache"))
+    tiny = ["--pretrained", model, "--resolution", 8, "--logger", "none", "--samplers", "none"]
+    output = ["--output_dir", tmp_path / "run"]
+    cases = {
+        "recipe is 'imagenet'; allowed: digits": ["--recipe", "imagenet"],
+        "--no_such_flag": ["--no_such_flag", 3],
+        "batch_size is 9; allowed: multiples of 2": [*output, "--batch_size", 9, "--gradient_accumulation_steps", 2],
+        "invalid int value: 'many'": ["--batch_size", "many"],
+        "no images in the folder": [*output, "--dataset_name", tmp_path / "empty", *tiny],
+        f"{torn / '2.png'} cannot be read": [*output, "--dataset_name", torn, *tiny],
+        "has no column 'picture': its columns are ['image']": [
+            *(*output, "--dataset_name", table, "--image_column", "picture", *tiny)
+        ],
+        "org/nothing": [*output, "--dataset_name", "org/nothing", *tiny],
+        "org/no-model": [*output, "--pretrained", "org/no-model", "--resolution", 8],
+        f"{tmp_path / 'file'} is a file; allowed: a folder": ["--output_dir", tmp_path / "file"],
+        f"output_dir is {tmp_path / 'file' / 'run'}, and": ["--output_dir", tmp_path / "file" / "run"],
+        "resolution is 16; allowed with": [*output, "--pretrained", model, "--resolution", 16],
+        "has no split 'dev'": [*output, "--validation_split", "dev", *tiny],
+        "resolution is 9; allowed with digits: multiples of 2": [*output, "--resolution", 9],
+        "seed is 18446744073709551615; allowed": [*output, "--seed", 2**64 - 1],
+        "Repo id must": [*output, "--hub_model_id", "a/b/c"],
+        "nowhere": [*output, "--resume_from_checkpoint", tmp_path / "nowhere", *tiny],
+    }
+    for message, words in cases.items():
+        capsys.readouterr()
+        assert train(monkeypatch, *words) == 2, message
+        said = capsys.readouterr().err
+        errors = [line for line in said.splitlines() if "rror" in line]
+        assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0], (message, said)
+        assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_traceback_shows_it(monkeypatch, capsys):
+    """--traceback shows where the error came from, before the same line and with the same code."""
+    assert train(monkeypatch, "--recipe", "imagenet", "--traceback") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback") and said.splitlines()[-1].startswith("error: recipe is 'imagenet'")
+
+
+def test_skip_broken_goes_on(monkeypatch, capsys, tmp_path, model):
+    """--skip_broken leaves a torn image out and goes on."""
+    torn = pictures(tmp_path / "torn")
+    (torn / "2.png").write_bytes(b"")
+    words = ["--pretrained", model, "--resolution", 8, "--skip_broken", "--logger", "none", "--samplers", "none"]
+    cache = ["--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "run"]
+    short = ["--max_train_steps", 2, "--batch_size", 2]
+    with pytest.warns(UserWarning, match="left out 1 of 4 images"):
+        with pytest.raises(pytest.fail.Exception):  # it does not exit: it is done
+            train(monkeypatch, *words, *cache, *short, "--dataset_name", torn)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["num_images"] == 3
+    assert os.path.exists(tmp_path / "run" / "model_index.json")
+
+
+def test_a_network_saved_by_itself_is_fine_tuned(model, tmp_path):
+    """--pretrained takes a UNet2DModel's own folder, with the noise schedule that the flags say."""
+    pipe = DDIMCustomPipeline.from_pretrained(model)
+    pipe.unet.save_pretrained(tmp_path / "unet")
+    settings = dict(pretrained=str(tmp_path / "unet"), resolution=8, beta_schedule="scaled_linear")
+    unet, scheduler = build_model(TrainingConfig(output_dir=str(tmp_path / "run"), **settings))
+    assert all(torch.equal(a, b) for a, b in zip(unet.parameters(), pipe.unet.parameters(), strict=True))
+    assert scheduler.config.beta_schedule == "scaled_linear"

@@ -1,0 +1,286 @@
+"""train(): resuming, what it refuses, accumulation, averages, records, samplers, the Hub. All in this process."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import DiffusionPipeline, UNet2DModel
+from PIL import Image
+from safetensors.torch import load_file
+from training_runs import config, difference, log_lines, save_tiny_model, tensors, weights
+
+from ddim_hf.training import train
+from ddim_hf.training.setup import build_model
+
+
+@pytest.fixture(autouse=True)
+def forget_precision():
+    """accelerate holds a process to its first run's precision."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return {dropout: save_tiny_model(folder / f"{dropout}", dropout) for dropout in (0.0, 0.2)}
+
+
+@pytest.fixture(scope="module")
+def finished(models, tmp_path_factory):
+    """A run of 12 steps with checkpoints at 6 and 12; not to be changed."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    return train(config(models[0.0], folder, validation_split="test", validation_steps=6))
+
+
+def continued(finished: Path, folder: Path) -> Path:
+    """A copy of a run as it was when checkpoint-6 had just been saved."""
+    shutil.copytree(finished / "checkpoint-6", folder / "checkpoint-6")
+    shutil.copy(finished / "log.jsonl", folder)
+    return folder
+
+
+VARIANTS = {
+    "dropout, two averages": dict(model=0.2, ema_decay="0.9,0.99"),
+    "v, min-SNR, accumulation, no average": dict(
+        model=0.2,
+        prediction_type="v_prediction",
+        snr_gamma=5.0,
+        gradient_accumulation_steps=2,
+        ema_decay="none",
+        channels_last=False,
+    ),
+    "bf16, flips": dict(model=0.0, mixed_precision="bf16", random_flip=True),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resuming_is_exact(models, tmp_path, variant):
+    """A run resumed half-way, between two log lines, ends with the weights, moments, averages and logged losses of one
+    never stopped, bit for bit."""
+    settings = {**VARIANTS[variant]}
+    model = models[settings.pop("model")]
+    whole = train(config(model, tmp_path / "whole", **settings))
+    half = continued(whole, tmp_path / "half")
+    train(config(model, half, resume_from_checkpoint="latest", **settings))
+    assert difference(weights(half), weights(whole)) == 0
+    assert difference(tensors(half / "checkpoint-12"), tensors(whole / "checkpoint-12")) == 0
+    assert difference(tensors(whole / "checkpoint-6"), tensors(whole / "checkpoint-12")) > 1e-3  # it did train
+    lines, wanted = ([(line["step"], line["loss"]) for line in log_lines(folder)] for folder in (half, whole))
+    assert [step for step, _ in lines] == [4, 8, 12] and lines == wanted
+    assert {value.dtype for value in weights(half).values()} == {torch.float32}
+
+
+def test_seeds_differ(models, finished, tmp_path):
+    """Another seed is another run, and the same seed the same run, bit for bit."""
+    again = train(config(models[0.0], tmp_path / "again", max_train_steps=12))
+    other = train(config(models[0.0], tmp_path / "other", max_train_steps=12, seed=1))
+    assert difference(weights(again), weights(finished)) == 0
+    assert difference(weights(other), weights(finished)) > 1e-4
+
+
+def test_a_torn_newest_checkpoint_is_passed_over(models, finished, tmp_path, caplog):
+    """A torn newest checkpoint is named in a warning, the one before it used, and its place taken by a whole one."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    torn = folder / "checkpoint-12" / "unet.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-100])
+    (folder / ".checkpoint-7.partial").mkdir()
+    settings = dict(resume_from_checkpoint="latest", checkpoints_total_limit=1, checkpointing_steps=2)
+    train(config(models[0.0], folder, **settings))
+    assert "checkpoint-12 cannot be used (unet.safetensors" in caplog.text
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-12.aside"]
+    assert not list(folder.glob(".checkpoint-*"))
+    assert difference(tensors(folder / "checkpoint-12"), tensors(finished / "checkpoint-12")) == 0
+
+
+def test_no_usable_checkpoint_stops(models, finished, tmp_path):
+    """Where every checkpoint is torn the run says so and does not start over."""
+    folder = continued(finished, tmp_path)
+    (folder / "checkpoint-6" / "state.json").write_text("{")
+    with pytest.raises(ValueError, match="no checkpoint in .* can be used"):
+        train(config(models[0.0], folder, resume_from_checkpoint="latest"))
+    assert not list(folder.glob("unet"))
+
+
+def test_what_would_change_the_run_is_refused(models, finished, tmp_path):
+    """Resuming with another network, data, batch size, seed or schedule is refused with the setting's name."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for shade in range(16):
+        Image.new("L", (8, 8), shade).save(pictures / f"{shade}.png")
+    cache = dict(cache_dir=str(tmp_path / "cache"))
+    changes = {
+        "unet.dropout was 0.0 and is 0.2": dict(model=0.2),
+        "dataset_fingerprint was": dict(dataset_name=str(pictures), **cache),
+        "batch_size was 16 and is 32": dict(batch_size=32),
+        "seed was 0 and is 1": dict(seed=1),
+        "learning_rate was": dict(learning_rate=0.5),
+        "max_train_steps was 12 and is 14": dict(max_train_steps=14),
+        "scheduler.prediction_type was 'epsilon'": dict(prediction_type="sample"),
+    }
+    for message, change in changes.items():
+        model = models[change.pop("model", 0.0)]
+        with pytest.raises(ValueError, match=f"would change the run: {message}"):
+            train(config(model, continued(finished, tmp_path / message), resume_from_checkpoint="latest", **change))
+    with pytest.raises(ValueError, match="already holds checkpoint-12; allowed: --resume_from_checkpoint"):
+        train(config(models[0.0], finished))
+
+
+def test_what_does_not_change_the_run_is_allowed(models, finished, tmp_path):
+    """How often a run logs, checkpoints and validates may change when it is resumed, and the run stays the same."""
+    folder = continued(finished, tmp_path / "run")
+    free = dict(logging_steps=1, checkpointing_steps=3, validation_split="test", skip_broken=True)
+    train(config(models[0.0], folder, resume_from_checkpoint=str(folder / "checkpoint-6"), **free))
+    assert difference(weights(folder), weights(finished)) == 0
+
+
+def test_gradient_accumulation_is_the_same_run(models, finished, tmp_path):
+    """Working a step off in 4 passes changes the weights by rounding alone (within 1e-4, as AdamW enlarges it)."""
+    folder = train(config(models[0.0], tmp_path / "run", gradient_accumulation_steps=4))
+    assert difference(weights(folder), weights(finished)) < 1e-4
+    losses = [[line["loss"] for line in log_lines(run) if "loss" in line] for run in (folder, finished)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_accelerates_own_accumulation_setting_changes_nothing(models, finished, tmp_path, monkeypatch):
+    """accelerate launch --gradient_accumulation_steps is not applied on top of ours."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    folder = train(config(models[0.0], tmp_path / "run"))
+    assert difference(weights(folder), weights(finished)) == 0
+
+
+@pytest.mark.parametrize("learning_rate, what", [(1e36, "the loss"), (1e39, "a weight")])
+def test_a_loss_that_is_not_finite_stops_the_run(models, tmp_path, learning_rate, what):
+    """A run that diverges stops with the reason; what was not finite is never saved, and no checkpoint is touched."""
+    settings = dict(learning_rate=learning_rate, lr_warmup_steps=0, checkpointing_steps=1, checkpoints_total_limit=1)
+    with pytest.raises(ValueError, match=f"{what} became not finite .* nothing was saved.* lower learning_rate"):
+        train(config(models[0.0], tmp_path / "run", **settings))
+    saved = list((tmp_path / "run").glob("checkpoint-*"))
+    assert [path.name for path in saved] == (["checkpoint-1"] if what == "the loss" else [])
+    assert all(value.isfinite().all() for path in saved for value in tensors(path).values())
+    assert not (tmp_path / "run" / "unet").exists()
+
+
+def test_averages_are_what_they_say(models, tmp_path):
+    """Each EMA is the recursion on the weights after each step, saved as a pipeline of its own; the first is the
+    result."""
+    limits = dict(checkpointing_steps=1, checkpoints_total_limit=9, max_train_steps=8, ema_decay="0.6,0.15")
+    folder = train(config(models[0.0], tmp_path / "run", **limits))
+    unet = build_model(config(models[0.0], folder))[0]
+    averages = {decay: {name: value.double() for name, value in unet.state_dict().items()} for decay in (0.6, 0.15)}
+    for step in range(1, 9):
+        now = load_file(folder / f"checkpoint-{step}" / "unet.safetensors")
+        for decay, average in averages.items():
+            used = min(decay, step / (9 + step)) if step > 1 else 0.0  # diffusers' warm-up of the decay
+            for name in average:
+                average[name] = used * average[name] + (1 - used) * now[name].double()
+    for place, decay in ((folder, 0.6), (folder / "ema-0.15", 0.15)):
+        assert isinstance(DiffusionPipeline.from_pretrained(place).unet, UNet2DModel)
+        assert difference(averages[decay], weights(place)) < 1e-6
+    assert difference(weights(folder), weights(folder / "ema-0.15")) > 1e-5
+
+
+def test_a_runs_folder_says_how_to_rerun_it(finished):
+    """config.json holds every setting, versions, commit and data; its settings alone make the same run."""
+    record = json.loads((finished / "config.json").read_text())
+    assert {"torch", "diffusers", "accelerate", "python"} <= record["versions"].keys()
+    assert len(record["git_commit"].rstrip("+")) == 40 and record["command"]
+    assert (record["num_images"], record["final_step"], record["num_processes"]) == (1617, 12, 1)
+    assert record["final_loss"] == log_lines(finished)[-2]["loss"]
+    steps = [(line["step"], sorted(set(line) - {"step"})) for line in log_lines(finished)]
+    figures = ["data_share", "images_per_second", "learning_rate", "loss"]
+    held_out = ["validation_loss"]
+    assert steps == [(4, figures), (6, held_out), (8, figures), (12, figures), (12, held_out)]
+    assert all(0 <= line.get("data_share", 0) <= 1 for line in log_lines(finished))
+
+
+def test_validation_leaves_the_run_alone(finished, models, tmp_path):
+    """The validation loss is that of the averaged weights on fixed draws, and validating does not change the run."""
+    folder = train(config(models[0.0], tmp_path / "run"))
+    assert difference(weights(folder), weights(finished)) == 0
+    losses = [line["validation_loss"] for line in log_lines(finished) if "validation_loss" in line]
+    again = train(config(models[0.0], tmp_path / "again", validation_split="test", validation_steps=6))
+    assert losses == [line["validation_loss"] for line in log_lines(again) if "validation_loss" in line]
+    assert 0.2 < losses[1] < losses[0] < 1.5
+
+
+def test_the_bar_tells_time_left_speed_and_the_share_of_data(models, tmp_path, capsys):
+    """The progress bar shows the time left, images a second and the share of time that waiting for data took."""
+    train(config(models[0.0], tmp_path / "run"))
+    bar = capsys.readouterr().err
+    assert "images/s, data " in bar and "% of the time" in bar
+    assert "<00:" in bar  # elapsed<left
+
+
+def test_fine_tuning_from_the_hub(models, tmp_path, hub):
+    """--pretrained takes a Hub id, and with it the model's noise schedule and what it predicts."""
+    schedule = dict(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2")
+    published = Path(save_tiny_model(tmp_path / "v", **schedule))
+    files = [file for file in published.rglob("*") if file.is_file()]
+    hub.add_repo("org/tiny", {file.relative_to(published).as_posix(): file.read_bytes() for file in files})
+    folder = train(config("org/tiny", tmp_path / "run", learning_rate=1e-9, max_train_steps=2))
+    assert difference(weights(folder), weights(published)) < 1e-6
+    saved = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    assert (saved["prediction_type"], saved["beta_schedule"]) == ("v_prediction", "squaredcos_cap_v2")
+    with pytest.raises(OSError, match="org/nothing"):
+        train(config("org/nothing", tmp_path / "none"))
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_no_trace(models, tmp_path, capsys):
+    """--dry_run prints settings, parameters, memory and steps, trains nothing and writes nothing."""
+    train(config(models[0.0], tmp_path / "run", dry_run=True))
+    plan = capsys.readouterr().out
+    count = sum(value.numel() for value in weights(models[0.0]).values())
+    assert f"parameters: {count:,}" in plan and f"{5 * 4 * count / 2**20:,.1f} MiB" in plan
+    assert '"batch_size": 16' in plan and "steps: 12 of 16 images (0.1 epochs)" in plan
+    assert "images: 1,617 of 1 x 8 x 8" in plan
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_gets_figures_and_grids(models, tmp_path):
+    """TensorBoard's events hold loss, learning rate, images a second and the samplers' grids."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    samplers = dict(samplers="2:0.0:6:16", feature_extractor="none")
+    folder = train(config(models[0.0], tmp_path / "run", logger="tensorboard", **samplers))
+    events = EventAccumulator(str(next((folder / "logs").rglob("events*")).parent))
+    events.Reload()
+    assert {"loss", "learning_rate", "images_per_second", "data_share"} <= set(events.Tags()["scalars"])
+    lines = [line for line in log_lines(folder) if "loss" in line]
+    for name in ("loss", "learning_rate", "images_per_second"):
+        assert [event.step for event in events.Scalars(name)] == [line["step"] for line in lines] == [4, 8, 12]
+        assert [event.value for event in events.Scalars(name)] == pytest.approx([line[name] for line in lines])
+    assert [event.step for event in events.Images("sampler-2-0/grid")] == [6, 12]
+    assert Image.open(folder / "samples" / "step-0000012-2-0.png").size == (4 * 52, 4 * 52)
+
+
+def test_a_logger_that_is_not_there_is_named(models, tmp_path):
+    """A logger that is not installed is an error, not a run without logs."""
+    try:
+        import wandb  # noqa: F401
+    except ImportError:
+        with pytest.raises(ImportError, match="logger wandb is not installed"):
+            train(config(models[0.0], tmp_path / "run", logger="wandb"))
+    else:
+        pytest.skip("wandb is installed")
+
+
+def test_the_result_is_pushed(models, tmp_path, hub, monkeypatch, capsys):
+    """push_to_hub publishes the result; a push that fails keeps it, says so, and prints the command to try again."""
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    settings = dict(max_train_steps=2, push_to_hub=True, hub_model_id="org/digits", hub_private=True)
+    folder = train(config(models[0.0], tmp_path / "run", **settings))
+    pushed = hub.repos["org/digits"]
+    assert pushed.private and "pushed: " in capsys.readouterr().out
+    file = "unet/diffusion_pytorch_model.safetensors"
+    assert pushed.files()[file] == (folder / file).read_bytes()
+
+    monkeypatch.setenv("HF_TOKEN", "hf_reader")
+    folder = train(config(models[0.0], tmp_path / "kept", **settings | dict(hub_model_id="org/other")))
+    said = capsys.readouterr().out
+    assert "not pushed: " in said
+    assert f"to retry: python examples/push_to_hub.py {folder} org/other --private" in said
+    assert difference(weights(folder), weights(tmp_path / "run")) == 0

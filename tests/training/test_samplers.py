@@ -1,0 +1,180 @@
+"""Samplers during training: grids, distances, the best model kept, interrupted and resumed."""
+
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers import DDIMPipeline
+from PIL import Image
+from safetensors.torch import load_file
+from training_runs import config, difference, log_lines, save_features, save_tiny_model, weights
+
+from ddim_hf import DDIMCustomPipeline
+from ddim_hf.data import load_images
+from ddim_hf.evaluation.frechet import Statistics, frechet_distance, load_feature_extractor
+from ddim_hf.images import states_to_uint8
+from ddim_hf.training import TrainingStopped, train
+from ddim_hf.training.samplers import ModelSelection
+from ddim_hf.training.stopping import StopRequest
+
+
+@pytest.fixture(scope="module")
+def extractor(tmp_path_factory):
+    return save_features(tmp_path_factory.mktemp("features") / "tiny.pt", pixels=64)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def settings(extractor, tmp_path_factory):
+    return dict(
+        samplers="3:0.0:4:70,2:1.0:6:20",
+        feature_extractor=extractor,
+        cache_dir=str(tmp_path_factory.mktemp("cache")),
+        eval_batch_size=32,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(model, settings, tmp_path_factory):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return train(config(model, tmp_path_factory.mktemp("runs") / "run", **settings))
+
+
+def distances(folder, sampler):
+    key = f"sampler-{sampler}/frechet_distance"
+    return {line["step"]: line[key] for line in log_lines(folder) if key in line}
+
+
+def test_samplers_run_on_their_steps_and_leave_grids(finished):
+    """Each sampler runs every so many steps and after the last, logs its distance and saves its grid of 64."""
+    assert list(distances(finished, "3-0")) == [4, 8, 12] and list(distances(finished, "2-1")) == [6, 12]
+    grids = {file.name: Image.open(file).size for file in (finished / "samples").iterdir()}
+    assert grids == {f"step-{step:07d}-3-0.png": (8 * 52, 8 * 52) for step in (4, 8, 12)} | {
+        f"step-{step:07d}-2-1.png": (4 * 52, 5 * 52) for step in (6, 12)
+    }
+
+
+def test_the_distance_is_that_of_the_averaged_model(finished, extractor):
+    """The distance logged is the one from images 0..69 of the EMA model, each from its own seed, to the data's."""
+    pipeline = DDIMCustomPipeline.from_pretrained(finished)
+    x = pipeline(70, num_inference_steps=3, seeds=range(70), output_type="latent").images
+    extract = load_feature_extractor(extractor)
+    ours = Statistics().update(extract(torch.from_numpy(states_to_uint8(x))[:, None]))
+    data = Statistics().update(extract(load_images("digits", split="train", resolution=8, channels=1)[:]))
+    assert distances(finished, "3-0")[12] == pytest.approx(frechet_distance(ours, data), rel=1e-4)
+
+
+def test_the_best_of_each_sampler_is_kept(finished):
+    """best-<steps>-<eta> is a loadable pipeline that gives the sampler's smallest distance; no leftovers."""
+    for sampler in ("3-0", "2-1"):
+        best = finished / f"best-{sampler}"
+        assert DDIMPipeline.from_pretrained(best).unet.config.sample_size == 8
+        reached = distances(finished, sampler)
+        is_last = min(reached, key=reached.get) == 12
+        assert (difference(weights(best), weights(finished)) == 0) == is_last
+    assert not list(finished.glob(".best*"))
+
+
+def test_a_worse_model_does_not_replace_the_best(model, settings, tmp_path):
+    """Where the distance grows, the best model stays that of the smaller one."""
+    # The first steps are taken with nearly no learning rate, the last with far too much of it.
+    grows = dict(lr_scheduler="constant", lr_warmup_steps=10**6, learning_rate=1e4, max_grad_norm=1e6)
+    grows |= dict(ema_decay="none", checkpointing_steps=4)
+    folder = train(config(model, tmp_path / "run", **settings | grows))
+    reached = distances(folder, "3-0")
+    assert reached[4] < reached[12]
+    best = min(reached, key=reached.get)
+    assert difference(weights(folder / "best-3-0"), load_file(folder / f"checkpoint-{best}" / "unet.safetensors")) == 0
+
+
+def test_a_resumed_run_remembers_the_best(model, settings, finished, tmp_path):
+    """A resumed run logs the same distances, keeps the same best models and reaches the same weights."""
+    folder = tmp_path / "run"
+    for name in ("checkpoint-6", "best-3-0", "best-2-1"):
+        shutil.copytree(finished / name, folder / name)
+    shutil.copy(finished / "log.jsonl", folder)
+    train(config(model, folder, resume_from_checkpoint="latest", **settings))
+    for sampler in ("3-0", "2-1"):
+        assert distances(folder, sampler) == distances(finished, sampler)
+        assert difference(weights(folder / f"best-{sampler}"), weights(finished / f"best-{sampler}")) == 0
+    assert difference(weights(folder), weights(finished)) == 0
+
+
+def selection(model, folder, **settings):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator, images = Accelerator(), load_images("digits", split="train", resolution=8, channels=1)
+    return ModelSelection(config(model, folder, **settings), accelerator, images, StopRequest(accelerator))
+
+
+def test_a_best_by_other_terms_is_forgotten(model, settings, tmp_path):
+    """The best distance survives a checkpoint, but not a change of the number of images or of the features."""
+    first = selection(model, tmp_path, **settings)
+    first.best = {sampler: 1.5 for sampler in first.samplers}
+    state = first.state()
+    again = selection(model, tmp_path, **settings)
+    again.load_state(state)
+    assert {sampler.name: distance for sampler, distance in again.best.items()} == {"3-0": 1.5, "2-1": 1.5}
+    more = selection(model, tmp_path, **settings | dict(samplers="3:0.0:4:71,2:1.0:9:20"))
+    more.load_state(state)
+    assert {sampler.name: distance for sampler, distance in more.best.items()} == {"2-1": 1.5}
+    other = selection(model, tmp_path, **settings | dict(feature_extractor="none"))
+    other.load_state(state)
+    assert other.best == {}
+
+
+def test_a_stop_interrupts_a_sampler_and_a_resumed_run_makes_up_for_it(
+    model, settings, finished, tmp_path, monkeypatch
+):
+    """A run stopped amid a sampler leaves within one of its steps; resumed, it samples anew and ends the same."""
+    folder, calls = tmp_path / "run", []
+    step = DDIMCustomPipeline.__call__
+
+    def stop_amid(pipeline, *words, callback_on_step_end=None, **named):
+        def callback(pipe, number, timestep, tensors):
+            calls.append(number)
+            if len(calls) == 10:  # the fourth batch: step 8's first
+                os.kill(os.getpid(), signal.SIGTERM)
+            return callback_on_step_end(pipe, number, timestep, tensors)
+
+        return step(pipeline, *words, callback_on_step_end=callback, **named)
+
+    monkeypatch.setattr(DDIMCustomPipeline, "__call__", stop_amid)
+    with pytest.raises(TrainingStopped):
+        train(config(model, folder, **settings))
+    monkeypatch.undo()
+    assert len(calls) <= 11
+    interrupted = max(int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*"))
+    assert interrupted not in distances(folder, "3-0")
+    train(config(model, folder, resume_from_checkpoint="latest", **settings))
+    for sampler in ("3-0", "2-1"):
+        assert distances(folder, sampler) == distances(finished, sampler)
+    assert difference(weights(folder), weights(finished)) == 0
+
+
+def test_grids_of_few_images_are_whole(model, tmp_path):
+    """A grid of a number of images that fills no square shows them all, and leaves the last places black."""
+    chosen = selection(model, tmp_path, samplers="1:0.0:1:7", feature_extractor="none")
+    chosen._save_grid(chosen.samplers[0], [np.full((8, 8), 255, np.uint8)] * 7, 3)
+    grid = np.asarray(Image.open(tmp_path / "samples" / "step-0000003-1-0.png"))[26::52, 26::52, 0]
+    assert grid.flatten().tolist() == [255] * 7 + [0] * 2
+
+
+def test_a_sampler_left_out_for_a_while_keeps_its_best(model, tmp_path):
+    """What a checkpoint says of a sampler outlives a part of the run that leaves the sampler out."""
+    settings = dict(feature_extractor=save_features(tmp_path / "features.pt", 64))
+    first = selection(model, tmp_path, samplers="2:0:1:4,3:0:1:4", **settings)
+    first.best = {sampler: 1.5 for sampler in first.samplers}
+    between = selection(model, tmp_path, samplers="none", **settings)
+    between.load_state(first.state())
+    last = selection(model, tmp_path, samplers="2:0:1:4,3:0:1:4", **settings)
+    last.load_state(between.state())
+    assert last.best == first.best

@@ -4,27 +4,29 @@ import pytest
 import torch
 
 from ddim_hf import DDIMSchedulerCustom
-from ddim_hf.loss import Objective, min_snr_weights
+from ddim_hf.loss import Objective, min_snr_weights, noise_errors
 
 KINDS = ("epsilon", "v_prediction", "sample")
 
 
-class Guess(torch.nn.Module):
+def guess(x_t, timesteps):
     """A network whose answer is known: half of x_t."""
+    return x_t / 2
 
-    def forward(self, x_t, timesteps, return_dict):
-        return (x_t / 2,)
+
+def batch():
+    """x_0, noise and timesteps of a batch; alpha of those timesteps, in float64."""
+    torch.manual_seed(0)
+    x0, noise, t = torch.randn(6, 3, 4, 4), torch.randn(6, 3, 4, 4), torch.tensor([0, 10, 200, 500, 800, 999])
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    return x0, noise, t, torch.cumprod(1 - betas, 0)[t].view(-1, 1, 1, 1)
 
 
 @pytest.mark.parametrize("gamma", [None, 5.0, 0.5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_is_the_papers(kind, gamma):
     """The loss is the mean squared error to eps, v or x_0, each timestep weighted by min-SNR where asked for."""
-    torch.manual_seed(0)
-    scheduler = DDIMSchedulerCustom(prediction_type=kind)
-    x0, noise, t = torch.randn(6, 3, 4, 4), torch.randn(6, 3, 4, 4), torch.tensor([0, 10, 200, 500, 800, 999])
-    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-    alpha = torch.cumprod(1 - betas, 0)[t].view(-1, 1, 1, 1)
+    x0, noise, t, alpha = batch()
     x_t = alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
     target = {
         "epsilon": noise.double(),
@@ -36,8 +38,32 @@ def test_the_loss_is_the_papers(kind, gamma):
     if gamma is not None:
         least = torch.minimum(snr, torch.tensor(gamma))
         errors = errors * {"epsilon": least / snr, "v_prediction": least / (snr + 1), "sample": least}[kind]
-    loss = Objective(scheduler, gamma)(Guess(), x0, t, noise)
-    assert loss.item() == pytest.approx(errors.mean().item(), rel=1e-4)
+    objective = Objective(DDIMSchedulerCustom(prediction_type=kind), gamma)
+    assert objective.errors(guess, x0, t, noise).tolist() == pytest.approx(errors.tolist(), rel=1e-3)
+    assert objective(guess, x0, t, noise).item() == pytest.approx(errors.mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_error_of_the_noise_whatever_is_predicted(kind):
+    """noise_errors is each image's squared error of the eps that follows from the prediction and x_t."""
+    x0, noise, t, alpha = batch()
+    x_t = alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
+    eps = {
+        "epsilon": x_t / 2,
+        "v_prediction": alpha.sqrt() * x_t / 2 + (1 - alpha).sqrt() * x_t,
+        "sample": (x_t - alpha.sqrt() * x_t / 2) / (1 - alpha).sqrt(),
+    }[kind]
+    errors = noise_errors(guess, DDIMSchedulerCustom(prediction_type=kind), x0, t, noise)
+    assert errors.tolist() == pytest.approx((eps - noise).square().mean((1, 2, 3)).tolist(), rel=1e-3)
+
+
+def test_weights_at_no_signal_are_finite():
+    """Where alpha is 0, as at the end of a schedule of zero terminal SNR, eps counts once and v and x_0 not at all."""
+    for kind, weight in (("epsilon", 1.0), ("v_prediction", 0.0), ("sample", 0.0)):
+        scheduler = DDIMSchedulerCustom(prediction_type=kind, rescale_betas_zero_snr=True)
+        for gamma in (5.0, float("inf")):
+            weights = min_snr_weights(scheduler, gamma)
+            assert weights.isfinite().all() and weights[-1].item() == pytest.approx(weight, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -53,10 +79,6 @@ def test_weights_weigh_the_same_error_in_x0_alike(kind):
 
 def test_a_half_precision_answer_is_compared_in_float32():
     """Noise, target and loss are float32 when the network answers in bfloat16."""
-
-    class Half(Guess):
-        def forward(self, x_t, timesteps, return_dict):
-            return (x_t.bfloat16(),)
-
-    x0, noise = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
-    assert Objective(DDIMSchedulerCustom())(Half(), x0, torch.tensor([1, 2]), noise).dtype == torch.float32
+    x0, noise, t, _ = batch()
+    loss = Objective(DDIMSchedulerCustom())(lambda x_t, timesteps: x_t.bfloat16(), x0, t, noise)
+    assert loss.dtype == torch.float32

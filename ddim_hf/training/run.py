@@ -129,7 +129,8 @@ class TrainingRun:
             alone = self.accelerator.num_processes == config.gradient_accumulation_steps == 1
             mode = "reduce-overhead" if alone and self.device.type == "cuda" else None
             self.unet.compile(mode=mode, dynamic=False)  # else the samplers' batch size would make the graphs dynamic
-        self.objective = Objective(self.scheduler, config.snr_gamma, channels_last)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.objective = Objective(self.scheduler, config.snr_gamma)
 
     # Before the first step
 
@@ -300,7 +301,7 @@ class TrainingRun:
         parts = [values.chunk(passes) for values in (x0, timesteps, noise)]
         for number, (images, t, eps) in enumerate(zip(*parts, strict=True), start=1):
             with nullcontext() if number == passes else self.accelerator.no_sync(self.model):
-                loss = self.objective(self.model, images, t, eps) / passes
+                loss = self.objective(self.predict, images, t, eps) / passes
                 self.accelerator.backward(loss)
             self.window_loss += loss.detach()
         self.accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
@@ -310,6 +311,10 @@ class TrainingRun:
             ema.step(self.parameters)
         self.step += 1
         self.window_steps += 1
+
+    def predict(self, x_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """What the network, as it is trained, predicts."""
+        return self.model(x_t.to(memory_format=self.memory_format), timesteps, return_dict=False)[0]
 
     # Between steps
 
@@ -372,7 +377,7 @@ class TrainingRun:
         began = time.perf_counter()
         with self.averaged():
             loss = validation_loss(
-                self.unet.forward, self.objective, self.validation, self.config, self.accelerator, self.stop
+                self.unet, self.objective, self.validation, self.config, self.accelerator, self.stop
             )
         if loss is not None:
             self._write({"validation_loss": loss})

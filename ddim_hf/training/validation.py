@@ -1,9 +1,8 @@
 """The denoising loss on held-out images, at timesteps and noise that stay the same from one validation to the next."""
 
-from collections.abc import Callable
-
 import torch
 from accelerate import Accelerator
+from diffusers import UNet2DModel
 
 from ..data.image_set import ImageSet
 from ..loss import Objective
@@ -14,17 +13,18 @@ from .stopping import StopRequest
 
 @torch.no_grad()
 def validation_loss(
-    network: Callable,
+    unet: UNet2DModel,
     objective: Objective,
     images: ImageSet,
     config: TrainingConfig,
     accelerator: Accelerator,
     stop: StopRequest,
 ) -> float | None:
-    """Return the network's loss over all processes; None where the run was asked to stop.
+    """Return the network's loss over all processes; None where the run was asked to stop."""
 
-    `network` is the module's forward, which is not compiled: its batch sizes would each cost a compilation.
-    """
+    def predict(x_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return unet.forward(x_t, timesteps).sample  # not compiled: each batch size would cost a compilation
+
     total = torch.zeros(2, device=accelerator.device)  # summed loss, images
     count, size = min(len(images), config.validation_images), config.eval_batch_size
     for number, first in enumerate(range(0, count, size)):
@@ -32,7 +32,7 @@ def validation_loss(
             x0 = to_states(images[range(first, min(first + size, count))].to(accelerator.device), None)
             seed = seed_for(config.seed, VALIDATION)
             _, timesteps, noise = draw_step(seed, number, x0.shape, len(objective.scheduler), accelerator.device)
-            total[0] += objective(network, x0, timesteps, noise) * len(x0)
+            total[0] += objective(predict, x0, timesteps, noise) * len(x0)
             total[1] += len(x0)
     if stop.requested():
         return None

@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import socket
 import tempfile
 
 import pytest
@@ -29,6 +30,26 @@ def hub(monkeypatch):
     shutil.rmtree(os.path.join(HOME, "hub"), ignore_errors=True)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     return HUB
+
+
+@pytest.fixture
+def own_caches(tmp_path, monkeypatch):
+    """Decoded images and prepared datasets lie in this test's folder."""
+    import datasets
+
+    monkeypatch.setenv("DDIM_HF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Whatever asks for an address, or connects, fails."""
+
+    def refuse(*args, **kwargs):
+        raise OSError("the network was used")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
 def tiny_unet(**overrides):

@@ -5,7 +5,7 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from ..data.image_set import ImageSet
+from ..data import ImageSet
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import processes
 

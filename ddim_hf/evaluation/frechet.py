@@ -21,7 +21,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from .. import broken_torchvision
-from ..data.image_set import ImageSet, default_cache
+from ..data import ImageSet, default_cache
 
 MODES = ("clean", "legacy_pytorch", "legacy_tensorflow")
 INCEPTION_FILE = "inception-2015-12-05.pt"

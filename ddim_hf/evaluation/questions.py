@@ -16,7 +16,7 @@ from diffusers import DDIMPipeline, DDIMScheduler
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..data.image_set import IMAGE_SUFFIXES, ImageSet, load_images
+from ..data import IMAGE_SUFFIXES, ImageSet, load_images
 from ..generation import MANIFEST, block_size, describe_network, load_pipeline, sample_numbers, weights_hash
 from ..images import states_to_uint8
 from ..pipeline_ddim_custom import DDIMCustomPipeline

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from ..data.image_set import ImageSet
+from ..data import ImageSet
 
 ON_DEVICE_BYTES = 8 * 2**30  # a set up to this size is moved to the GPU whole
 AHEAD = 3  # batches read in advance

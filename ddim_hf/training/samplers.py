@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..data.image_set import ImageSet
+from ..data import ImageSet
 from ..evaluation.frechet import Statistics, frechet_distance, load_feature_extractor, reference_statistics
 from ..images import image_grid, states_to_uint8
 from ..pipeline_ddim_custom import DDIMCustomPipeline

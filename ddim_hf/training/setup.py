@@ -11,7 +11,7 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from diffusers import UNet2DModel
 from filelock import FileLock, Timeout
 
-from ..data.image_set import ImageSet
+from ..data import ImageSet
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..provenance import launcher
 from ..scheduling_ddim_custom import DDIMSchedulerCustom

@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import UNet2DModel
 
-from ..data.image_set import ImageSet
+from ..data import ImageSet
 from ..loss import Objective
 from .batches import VALIDATION, draw_step, seed_for, to_states
 from .config import TrainingConfig

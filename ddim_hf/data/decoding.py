@@ -1,0 +1,77 @@
+"""Encoded images as pixels: any file format and mode that Pillow reads -> uint8 [C, H, W] of one size."""
+
+import io
+from contextlib import suppress
+
+import numpy as np
+from PIL import Image, ImageOps
+
+IMAGE_SUFFIXES = tuple(".png .jpg .jpeg .jfif .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .tga .jp2 .avif".split())
+
+
+def decode(encoded: bytes | None, channels: int, resolution: int) -> np.ndarray:
+    """An encoded image as uint8 [channels, resolution, resolution], upright; raises whatever is wrong with it."""
+    if encoded is None:
+        raise ValueError("no image there")
+    with Image.open(io.BytesIO(encoded)) as image:
+        image.load()
+        with suppress(Exception):  # torn EXIF data beside sound pixels
+            ImageOps.exif_transpose(image, in_place=True)
+        return to_pixels(image, channels, resolution)
+
+
+def to_pixels(image: Image.Image, channels: int, resolution: int) -> np.ndarray:
+    """An image of any mode and size as uint8 [channels, resolution, resolution]."""
+    image = _convert(_on_white(_eight_bit(image)), channels)
+    image = _fit(image, resolution)
+    return np.asarray(image).reshape(resolution, resolution, channels).transpose(2, 0, 1)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Images of 16 bits (I;16, or I), and of floats (F), as L: Pillow's own conversion clips them at 255."""
+    if image.mode == "F":
+        values = np.asarray(image).astype(np.float64)
+        top = 1 if values.max() <= 1 else 255
+    elif image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.float64)
+        top = 65535
+    else:
+        return image
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= top):  # NaN too
+        raise ValueError(f"values of mode {image.mode} from {low:g} to {high:g}, where 0 to {top} is allowed")
+    return Image.fromarray(np.round(values * (255 / top)).astype(np.uint8))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image
+
+
+def _convert(image: Image.Image, channels: int) -> Image.Image:
+    """As L or RGB; what is neither grey nor RGB becomes grey by way of RGB, as its colours are defined there."""
+    if image.mode not in ("1", "L", "RGB"):
+        image = image.convert("RGB")
+    wanted = "L" if channels == 1 else "RGB"
+    return image if image.mode == wanted else image.convert(wanted)
+
+
+def _fit(image: Image.Image, resolution: int) -> Image.Image:
+    """The centre square, resized; cut at whole pixels, so that what already has the resolution passes unchanged."""
+    side = min(image.size)
+    if image.width != image.height:
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    if side != resolution:
+        image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    return image
+
+
+def reason(error: Exception) -> str:
+    """What an error of another library says, as the middle of a line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
+
+
+def unreadable(label: str, why: str) -> ValueError:
+    return ValueError(f"{label} cannot be read ({why}): mend it, or leave such images out with --skip_broken")

@@ -1,0 +1,107 @@
+"""Decoded once, by one process, and mapped by all; or not kept at all."""
+
+import multiprocessing
+import os
+import shutil
+
+import numpy as np
+import pytest
+from image_files import error_line, expected, noise, png, write_folder
+
+from ddim_hf.data import cache, load_images
+from ddim_hf.data.image_set import DecodedOnAccess
+
+pytestmark = pytest.mark.usefixtures("own_caches")
+
+
+def test_the_second_load_decodes_nothing(tmp_path, monkeypatch):
+    """Once cached, a set is mapped from the cache's file; another resolution or content makes another file."""
+    folder = write_folder(tmp_path / "images")
+    first = load_images(str(folder), resolution=8)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "decode", None)
+        again = load_images(str(folder), resolution=8)
+    assert again.fingerprint == first.fingerprint and isinstance(again._pixels, np.memmap)
+    np.testing.assert_array_equal(again[:], expected())
+    assert load_images(str(folder), resolution=4).fingerprint != first.fingerprint
+    (folder / "000.png").write_bytes(png(noise(seed=77)))
+    changed = load_images(str(folder), resolution=8)
+    assert changed.fingerprint != first.fingerprint
+    np.testing.assert_array_equal(changed[[0]][0], noise(seed=77).transpose(2, 0, 1))
+
+
+def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):
+    """DDIM_HF_CACHE comes first, then XDG_CACHE_HOME/ddim_hf."""
+    folder = str(write_folder(tmp_path / "images"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    load_images(folder, resolution=8)
+    assert list((tmp_path / "cache").glob("*.npy")) and not (tmp_path / "xdg").exists()
+    monkeypatch.delenv("DDIM_HF_CACHE")
+    load_images(folder, resolution=8)
+    assert list((tmp_path / "xdg" / "ddim_hf").glob("*.npy"))
+
+
+def test_a_set_beyond_the_limit_is_decoded_on_the_fly(tmp_path):
+    """Above max_cached_bytes no array is kept, in memory or on disk."""
+    folder = str(write_folder(tmp_path / "images"))
+    images = load_images(folder, resolution=8, max_cached_bytes=5 * 3 * 64 - 1)
+    assert isinstance(images._pixels, DecodedOnAccess) and not list((tmp_path / "cache").glob("*.npy"))
+    assert isinstance(load_images(folder, resolution=8, max_cached_bytes=5 * 3 * 64)._pixels, np.memmap)
+
+
+def test_an_interrupted_decoding_leaves_no_cache(tmp_path, monkeypatch):
+    """A run stopped in the middle leaves no array to be mistaken for a whole one, and the next run decodes all."""
+    folder = str(write_folder(tmp_path / "images", 200))
+    real, calls = cache.decode, iter(range(150))
+
+    def stop(*args):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cache, "decode", stop)
+        load_images(folder, resolution=8)
+    assert not list((tmp_path / "cache").glob("*.npy"))
+    np.testing.assert_array_equal(load_images(folder, resolution=8)[:], expected(200))
+
+
+def _load_in_process(folder, cache, start, results):
+    start.wait()
+    images = load_images(folder, resolution=8, cache_dir=cache)
+    results.put((os.getpid(), images.fingerprint, images[:].numpy().tobytes()))
+
+
+def test_processes_at_once_agree(tmp_path):
+    """Four processes that open the same new folder at once all get its images, and leave one array and no scraps."""
+    folder = str(write_folder(tmp_path / "images", 100))
+    context = multiprocessing.get_context("fork")
+    results, start = context.Queue(), context.Event()
+    arguments = (folder, tmp_path / "together", start, results)
+    processes = [context.Process(target=_load_in_process, args=arguments) for _ in range(4)]
+    for process in processes:
+        process.start()
+    start.set()
+    found = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert len({pid for pid, *_ in found}) == 4 and len({fingerprint for _, fingerprint, _ in found}) == 1
+    assert all(pixels == expected(100).tobytes() for *_, pixels in found)
+    assert len(list((tmp_path / "together").glob("*.npy"))) == 1 and not list((tmp_path / "together").glob("*.tmp"))
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+    """Images are kept in memory, or decoded on the fly where that is too much, with a warning."""
+    folder = str(write_folder(tmp_path / "images"))
+    for limit, kept in ((2**30, True), (0, False)):
+        monkeypatch.setattr(cache, "IN_MEMORY_BYTES", limit)
+        with pytest.warns(UserWarning, match="cannot be written"):
+            images = load_images(folder, resolution=8, cache_dir="/dev/null/cache")
+        assert isinstance(images._pixels, np.ndarray) == kept
+        np.testing.assert_array_equal(images[:], expected())
+
+
+def test_a_full_disk_is_told_before_writing(tmp_path, monkeypatch):
+    """With too little room for the array the error says how much is needed, how much there is, and what to do."""
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 10))
+    assert "DDIM_HF_CACHE" in error_line(OSError, write_folder(tmp_path / "images"))

@@ -2,19 +2,21 @@
 
 Image k is a function of seed + k. Its last bits also depend on how many images pass through the network at once, as
 matrix products are summed in another order; its first pixel that rounds the other way follows. So the network always
-sees blocks of one size, the last one padded, and a block's rows do not depend on one another: the same images come out
-for any number of processes, any batch size, and after any interruption. On a CPU the number of threads enters likewise
-(1, 2, 4, 8 and 16 were found to agree in blocks of 16, other numbers not), so that it is rounded down to a power of 2.
-Another device, block size, dtype or version of torch may change single pixels by 1.
+sees blocks of one size, `max_batch_size`, the last one padded, and a block's rows do not depend on one another: the
+same images come out for any number of processes and after any interruption. On a CPU the number of threads enters
+likewise (1, 2, 4, 8 and 16 were found to agree in blocks of 16, other numbers not), so that it is rounded down to a
+power of 2. Another device, block size, dtype or version of torch may change single pixels by 1.
 """
 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +26,19 @@ from diffusers.utils import export_to_gif, logging
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .files import write_text
-from .images import image_grid, states_to_uint8
+from .files import whole_file, write_text
+from .images import image_grid, pixels_to_pil, states_to_pixels
 from .pipeline_ddim_custom import DDIMCustomPipeline
 from .processes import processes
 from .provenance import package_versions
 from .scheduling_ddim_custom import DDIMSchedulerCustom
 
 MANIFEST = "manifest.json"
+PNG = "{:06d}.png"
 FORMATS = ("png", "npy")
 SHARD_BYTES, SHARD_IMAGES = 64 * 2**20, 1000
 GIF_IMAGES, GIF_FRAMES = 16, 50
-BLOCK = {"cpu": 16, "other": 256}  # images of up to 64 x 64 pixels
+MAX_BATCH_SIZE = {"cpu": 16, "other": 256}  # for images of up to 64 x 64 pixels
 
 
 def load_pipeline(
@@ -73,27 +76,35 @@ def load_pipeline(
     return pipe
 
 
-def block_size(pipe: DDIMCustomPipeline) -> int:
+def default_max_batch_size(pipe: DDIMCustomPipeline) -> int:
     """How many images pass through the network at once, unless told: by device and image size, so that memory fits."""
-    largest = BLOCK.get(pipe.device.type, BLOCK["other"])
+    largest = MAX_BATCH_SIZE.get(pipe.device.type, MAX_BATCH_SIZE["other"])
     _, height, width = pipe.state_shape
     return max(1, min(largest, largest * 64 * 64 // (height * width)))
 
 
 def sample_numbers(
-    pipe: Callable, numbers: Sequence[int], *, seed: int, block: int, **sampling: Any
+    pipe: Callable, numbers: Sequence[int], *, seed: int, max_batch_size: int, **sampling: Any
 ) -> Iterator[tuple[Sequence[int], Any]]:
     """Yield (numbers, the call's output for them) block by block; the seeds of the last are padded to a whole block.
 
     Args:
-        pipe: called as pipe(block, seeds=[...], **sampling); its output's first `len(numbers)` images count.
+        pipe: called as pipe(max_batch_size, seeds=[...], **sampling); its output's first `len(numbers)` images count.
         numbers: which images; image k has the seed seed + k.
     """
     _round_threads(pipe)
-    for start in range(0, len(numbers), block):
-        own = numbers[start : start + block]
-        padded = [seed + k for k in own] + [seed + own[-1]] * (block - len(own))
-        yield own, pipe(block, seeds=padded, **sampling)
+    for start in range(0, len(numbers), max_batch_size):
+        block = numbers[start : start + max_batch_size]
+        seeds = [seed + k for k in block]
+        seeds += seeds[-1:] * (max_batch_size - len(block))
+        yield block, pipe(max_batch_size, seeds=seeds, **sampling)
+
+
+def share(num_images: int, max_batch_size: int) -> list[int]:
+    """The numbers of the images that fall to this process: one block after another goes to the next process."""
+    state = processes()
+    starts = range(state.process_index * max_batch_size, num_images, state.num_processes * max_batch_size)
+    return [k for start in starts for k in range(start, min(start + max_batch_size, num_images))]
 
 
 def _round_threads(pipe: Any):
@@ -110,7 +121,6 @@ def generate(
     num_inference_steps: int = 50,
     eta: float = 0.0,
     seed: int = 0,
-    batch_size: int | None = None,
     max_batch_size: int | None = None,
     format: str = "png",
     grid: int = 0,
@@ -126,9 +136,9 @@ def generate(
         pipe: as from `load_pipeline`.
         num_images: may be raised in a later call (not with npy, whose last shard would change).
         seed: image k is made from seed + k alone.
-        batch_size: images that a process makes between two writes; rounded up to whole blocks of the network.
-        max_batch_size: images through the network at once (see this module's text); None takes `block_size`.
-        format: "png", one file an image, or "npy", uint8 [N, H, W, C] or [N, H, W] in shards of up to 64 MiB.
+        max_batch_size: images through the network at once, written as a block (see this module's text); None takes
+            `default_max_batch_size`.
+        format: "png", one file an image, or "npy", uint8 [N, H, W, C] in shards of up to 64 MiB.
         grid: also save the first so many images as samples.png.
         gif: also save how the first 16 images emerge, as denoising.gif.
         revision: recorded.
@@ -139,9 +149,9 @@ def generate(
     Raises:
         ValueError: a setting outside what is listed, or the folder was made with other settings.
     """
-    block = block_size(pipe) if max_batch_size is None else max_batch_size
-    batch = block if batch_size is None else batch_size
-    for name, value in (("num_images", num_images), ("batch_size", batch), ("max_batch_size", block)):
+    if max_batch_size is None:
+        max_batch_size = default_max_batch_size(pipe)
+    for name, value in (("num_images", num_images), ("max_batch_size", max_batch_size)):
         if value != int(value) or value < 1:
             raise ValueError(f"{name} is {value}; allowed: whole numbers from 1")
     if grid < 0:
@@ -151,35 +161,25 @@ def generate(
     pipe.check_sampling(eta=eta)
     pipe.scheduler.set_timesteps(num_inference_steps)
 
-    state = processes()
     folder, images = Path(output_dir), Path(output_dir) / "images"
-    sampling = {"num_inference_steps": num_inference_steps, "eta": eta}
-    manifest = _manifest(pipe, revision) | sampling | {"seed": seed, "num_images": num_images, "format": format}
-    manifest |= {"max_batch_size": block}
-    _check_manifest(folder / MANIFEST, manifest)
-    state.wait_for_everyone()  # all have read it before one writes it
-    with state.main_process_first():
-        if state.is_main_process or state.is_local_main_process and not (folder / MANIFEST).is_file():
-            images.mkdir(parents=True, exist_ok=True)
-            for leftover in images.glob(".*.tmp"):
-                leftover.unlink()
-            write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-    state.wait_for_everyone()
+    settings = {"num_inference_steps": num_inference_steps, "eta": eta, "seed": seed, "max_batch_size": max_batch_size}
+    files = {"num_images": num_images, "format": format}
+    _start_folder(folder, _manifest(pipe, revision) | settings | files)
 
-    batch = -(-batch // block) * block
-    if format == "npy":
-        batch = min(SHARD_IMAGES, SHARD_BYTES // int(np.prod(pipe.state_shape))) or 1
+    state = processes()
+    sample = partial(sample_numbers, pipe, output_type="latent", **settings)
     with _Progress(images, num_images, hidden=not state.is_main_process) as progress:
-        for start in range(batch * state.process_index, num_images, batch * state.num_processes):
-            numbers = range(start, min(start + batch, num_images))
-            _write_missing(pipe, images, numbers, format, progress, seed=seed, block=block, **sampling)
+        if format == "png":
+            _write_png(sample, images, share(num_images, max_batch_size), progress)
+        else:
+            _write_npy(sample, images, num_images, math.prod(pipe.state_shape), progress)
         state.wait_for_everyone()
         progress.update(all_there=True)
     if state.is_main_process:
         if grid:
             _save_grid(images, min(grid, num_images), format, folder / "samples.png")
         if gif:
-            _save_gif(pipe, folder / "denoising.gif", min(GIF_IMAGES, num_images), seed, block, sampling)
+            _save_gif(sample, min(GIF_IMAGES, num_images), folder / "denoising.gif")
     state.wait_for_everyone()
     return images
 
@@ -223,6 +223,21 @@ def _manifest(pipe: DDIMCustomPipeline, revision: str | None) -> dict[str, Any]:
     }
 
 
+def _start_folder(folder: Path, manifest: dict[str, Any]):
+    """Write the manifest, unless the folder's own forbids it. Needs all processes."""
+    state = processes()
+    _check_manifest(folder / MANIFEST, manifest)
+    state.wait_for_everyone()  # all have read it before one writes it
+    with state.main_process_first():
+        # The first process of each machine looks, for a disk of its own.
+        if state.is_main_process or state.is_local_main_process and not (folder / MANIFEST).is_file():
+            (folder / "images").mkdir(parents=True, exist_ok=True)
+            for leftover in (folder / "images").glob(".*.partial.*"):  # of a killed run
+                leftover.unlink()
+            write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    state.wait_for_everyone()
+
+
 def _check_manifest(file: Path, manifest: dict[str, Any]):
     """Refuse a folder whose images other settings made; where a model came from, and versions, do not count."""
     if not file.is_file():
@@ -253,45 +268,48 @@ def _difference(key: str, old: Any, new: Any) -> str:
     return f"{key} {old} there, {new} asked for"
 
 
-def _file(images: Path, numbers: Sequence[int], format: str) -> Path:
-    return images / (f"{numbers[0]:06d}.png" if format == "png" else f"{numbers[0]:08d}-{numbers[-1]:08d}.npy")
+# Files
 
 
-def _write_missing(pipe, images: Path, numbers: range, format: str, progress: "_Progress", **sampling: Any):
+def _write_png(sample: Callable, images: Path, numbers: Sequence[int], progress: "_Progress"):
     """Make those of `numbers` that are not there; one block is written while the next is sampled."""
-    if format == "npy":
-        if not _file(images, numbers, format).is_file():
-            parts = []
-            for _, output in sample_numbers(pipe, numbers, output_type="latent", **sampling):
-                parts.append(states_to_uint8(output.images))
-                progress.update(sum(map(len, parts)))
-            _write(_file(images, numbers, format), np.concatenate(parts)[: len(numbers)])
-            progress.update()
-        return
-    missing = [k for k in numbers if not _file(images, [k], format).is_file()]
+    missing = [k for k in numbers if not (images / PNG.format(k)).is_file()]
     with ThreadPoolExecutor(2) as pool:
-        pending = []
-        for own, output in sample_numbers(pipe, missing, output_type="latent", **sampling):
-            for future in pending:
-                future.result()
-            pixels = states_to_uint8(output.images)
-            pending = [
-                pool.submit(_write, _file(images, [k], format), row) for k, row in zip(own, pixels, strict=False)
+        writing = []
+        for block, output in sample(missing):
+            pictures = pixels_to_pil(states_to_pixels(output.images[: len(block)]))
+            for written in writing:
+                written.result()
+            writing = [
+                pool.submit(_save, images / PNG.format(k), picture.save)
+                for k, picture in zip(block, pictures, strict=True)
             ]
             progress.update()
-        for future in pending:
-            future.result()
+        for written in writing:
+            written.result()
 
 
-def _write(file: Path, pixels: np.ndarray):
-    """A file that is whole or not there."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as stream:
-        if file.suffix == ".npy":
-            np.save(stream, pixels)
-        else:
-            Image.fromarray(pixels).save(stream, format="PNG")
-    os.replace(temporary, file)
+def _write_npy(sample: Callable, images: Path, num_images: int, bytes_per_image: int, progress: "_Progress"):
+    """Make this process's share of the shards that are not there."""
+    state = processes()
+    size = max(1, min(SHARD_IMAGES, SHARD_BYTES // bytes_per_image))
+    for start in range(size * state.process_index, num_images, size * state.num_processes):
+        numbers = range(start, min(start + size, num_images))
+        shard = images / f"{numbers[0]:08d}-{numbers[-1]:08d}.npy"
+        if shard.is_file():
+            continue
+        blocks = []
+        for block, output in sample(numbers):
+            blocks.append(states_to_pixels(output.images[: len(block)]))
+            progress.update(unwritten=sum(map(len, blocks)))
+        pixels = torch.cat(blocks).permute(0, 2, 3, 1).contiguous().numpy()
+        _save(shard, lambda beside, pixels=pixels: np.save(beside, pixels))
+        progress.update()
+
+
+def _save(file: Path, write: Callable[[Path], object]):
+    with whole_file(file) as beside:
+        write(beside)
 
 
 class _Progress:
@@ -333,23 +351,26 @@ def _images_in(name: str) -> int:
 
 def _save_grid(images: Path, count: int, format: str, file: Path):
     """The first `count` images in a grid."""
+    pictures = []
     if format == "png":
-        pictures = [Image.open(_file(images, [k], format)) for k in range(count)]
+        for k in range(count):
+            with Image.open(images / PNG.format(k)) as image:
+                pictures.append(image.copy())
     else:
-        shards = (np.load(shard, mmap_mode="r") for shard in sorted(images.glob("*.npy")))
-        pictures = [Image.fromarray(row) for shard in shards for row in shard[:count]][:count]
-    image_grid(pictures).save(file)
+        for shard in sorted(images.glob("*.npy")):
+            pixels = np.load(shard, mmap_mode="r")[: count - len(pictures)]
+            pictures += pixels_to_pil(torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2))
+    _save(file, image_grid(pictures).save)
 
 
-def _save_gif(pipe, file: Path, count: int, seed: int, block: int, sampling: dict[str, Any]):
-    """The states of the first images from x_T to x_0, in at most 50 frames, the last one held."""
-    parts = [
-        [states_to_uint8(x[: len(own)]) for x in output.trajectory]
-        for own, output in sample_numbers(
-            pipe, range(count), seed=seed, block=block, output_type="latent", return_trajectory=True, **sampling
-        )
+def _save_gif(sample: Callable, count: int, file: Path):
+    """The states of the first images from x_T to x_0, in at most GIF_FRAMES frames, the last one held."""
+    blocks = [
+        [states_to_pixels(x[: len(block)]) for x in output.trajectory]
+        for block, output in sample(range(count), return_trajectory=True)
     ]
-    states = [np.concatenate(rows) for rows in zip(*parts, strict=True)]
+    states = [torch.cat(parts) for parts in zip(*blocks, strict=True)]
     chosen = np.unique(np.linspace(0, len(states) - 1, GIF_FRAMES).round().astype(int))
-    frames = [image_grid([Image.fromarray(row) for row in states[i]]) for i in chosen]
-    export_to_gif([*frames, *[frames[-1]] * 10], str(file), fps=10)
+    frames = [image_grid(pixels_to_pil(states[i])) for i in chosen]
+    frames += frames[-1:] * 10
+    _save(file, lambda beside: export_to_gif(frames, str(beside), fps=10))

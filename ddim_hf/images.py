@@ -9,6 +9,7 @@ from diffusers.utils import make_image_grid
 from PIL import Image, ImageOps
 
 IMAGE_TYPES = ("pil", "np", "pt", "latent")
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by channels
 
 
 def states_to_images(x: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
@@ -16,16 +17,26 @@ def states_to_images(x: torch.Tensor, output_type: str) -> list[Image.Image] | n
     if output_type == "latent":
         return x
     if output_type == "pil":
-        return [Image.fromarray(pixels) for pixels in states_to_uint8(x)]
-    pixels = (x / 2 + 0.5).clamp_(0, 1)
-    return pixels if output_type == "pt" else pixels.permute(0, 2, 3, 1).float().cpu().numpy()
+        return pixels_to_pil(states_to_pixels(x))
+    images = (x / 2 + 0.5).clamp_(0, 1)
+    return images if output_type == "pt" else images.permute(0, 2, 3, 1).float().cpu().numpy()
 
 
-def states_to_uint8(x: torch.Tensor) -> np.ndarray:
-    """Turn states [N, C, H, W] into pixels 0..255, [N, H, W, C], or [N, H, W] for one channel."""
-    pixels = (x.float() / 2).add_(0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
-    pixels = pixels.permute(0, 2, 3, 1).cpu().numpy()
-    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+def states_to_pixels(x: torch.Tensor) -> torch.Tensor:
+    """Turn states [N, C, H, W] into pixels 0..255, uint8 [N, C, H, W] on the CPU."""
+    return (x.float() / 2).add_(0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8).cpu()
+
+
+def pixels_to_states(pixels: torch.Tensor) -> torch.Tensor:
+    """Turn pixels 0..255, [N, C, H, W], into float32 states in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def pixels_to_pil(pixels: torch.Tensor) -> list[Image.Image]:
+    """Turn pixels, uint8 [N, C, H, W], into images of mode L, LA, RGB or RGBA for 1 to 4 channels."""
+    mode = MODES[pixels.shape[1]]
+    rows = pixels.permute(0, 2, 3, 1).contiguous().numpy()
+    return [Image.frombytes(mode, row.shape[1::-1], row.tobytes()) for row in rows]
 
 
 def images_to_states(images: Any, shape: tuple[int, int, int], input_type: str = "image") -> torch.Tensor:
@@ -52,7 +63,7 @@ def images_to_states(images: Any, shape: tuple[int, int, int], input_type: str =
             raise ValueError(f"latents are {states.dtype}; allowed: floats, as a tensor")
         return states.float()
     if states.dtype == torch.uint8:
-        return states.float() / 127.5 - 1
+        return pixels_to_states(states)
     low, high = states.min().item(), states.max().item()
     if not (0 <= low and high <= 1):
         raise ValueError(

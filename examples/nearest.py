@@ -16,7 +16,7 @@ import torch
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import run
 from ddim_hf.data import load_images
-from ddim_hf.images import image_grid, states_to_images, states_to_uint8
+from ddim_hf.images import image_grid, pixels_to_pil, states_to_pixels
 
 
 def nearest(images: torch.Tensor, training, neighbours: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,16 +52,16 @@ def main():
         output_type="latent",
         max_batch_size=64,
     ).images
-    pixels = torch.from_numpy(states_to_uint8(states)).reshape(args.num_images, resolution, resolution, channels)
-    distances, numbers = nearest(pixels.movedim(-1, 1), training, args.neighbours)
+    pixels = states_to_pixels(states)
+    distances, numbers = nearest(pixels, training, args.neighbours)
     report = {"model": args.model, "data": args.data, "samples_rms": distances[:, 0].tolist()}
     if args.held_out != "none":
         held_out = load_images(args.data, split=args.held_out, resolution=resolution, channels=channels)
         report["held_out_rms"] = nearest(held_out[: args.num_images], training, 1)[0][:, 0].tolist()
 
     rows = []
-    for sample, own in zip(states_to_images(states, "pil"), numbers, strict=True):
-        rows += [sample, *states_to_images(training[own.tolist()] / 127.5 - 1, "pil")]
+    for sample, found in zip(pixels_to_pil(pixels), numbers, strict=True):
+        rows += [sample, *pixels_to_pil(training[found.tolist()])]
     args.output_dir.mkdir(parents=True, exist_ok=True)
     image_grid(rows, args.neighbours + 1).save(args.output_dir / "nearest.png")
     (args.output_dir / "nearest.json").write_text(json.dumps(report, indent=2) + "\n")

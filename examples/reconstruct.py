@@ -13,7 +13,7 @@ from pathlib import Path
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import run
 from ddim_hf.data import load_images
-from ddim_hf.images import image_grid, states_to_images
+from ddim_hf.images import image_grid, pixels_to_pil
 
 
 def main():
@@ -37,7 +37,7 @@ def main():
     split = args.split or ("test" if args.data == "digits" else None)
     images = load_images(args.data, split=split, resolution=resolution, channels=channels)[: args.num_images]
 
-    rows, figures = [states_to_images(images / 127.5 - 1, "pil")], {}
+    rows, figures = [pixels_to_pil(images)], {}
     for steps in args.num_inference_steps:
         for exact in (False, True):
             output = pipe.reconstruct(images, steps, exact, max_batch_size=args.max_batch_size)

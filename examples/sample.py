@@ -18,7 +18,6 @@ def main():
     parser.add_argument("--tau", choices=["uniform", "quad"], help="default: the model's own")
     parser.add_argument("--variance", choices=["sigma", "sigma_hat"], help="default: the model's own")
     parser.add_argument("--seed", type=int, default=0, help="image k is made from seed + k")
-    parser.add_argument("--batch_size", type=int, help="images of a process between two writes")
     parser.add_argument("--max_batch_size", type=int, help="images through the network at once; part of the settings")
     parser.add_argument("--format", choices=["png", "npy"], default="png")
     parser.add_argument(

@@ -129,7 +129,7 @@ def test_the_benchmarks_check_can_fail():
     [
         ("reconstruct.py", ["nowhere/model", "out"], "nowhere/model"),
         ("reconstruct.py", ["MODEL", "out", "--num_images", "-4"], "num_images is -4; allowed"),
-        ("sample.py", ["MODEL", "--output_dir", "out", "--batch_size", "0"], "batch_size is 0; allowed"),
+        ("sample.py", ["MODEL", "--output_dir", "out", "--max_batch_size", "0"], "max_batch_size is 0; allowed"),
         ("evaluate.py", ["MODEL", "--reference", "digits", "--no_distance"], "nothing to measure"),
         ("cifar10.py", ["--minutes", "-1"], "minutes is -1; allowed: above 0"),
         ("cifar10.py", ["--parts", "show", "--num_image", "-1"], "--num_image is no flag of this script"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddim_hf.images import images_to_states, states_to_images, states_to_uint8
+from ddim_hf.images import images_to_states, pixels_to_pil, pixels_to_states, states_to_images, states_to_pixels
 
 SHAPE = (3, 4, 6)  # neither square nor of three rows, so that no axis passes for another
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), dtype=np.uint8)
@@ -57,10 +57,23 @@ def test_bytes_survive_the_round_trip():
     ramp = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     states = images_to_states(ramp, (1, 16, 16))
     assert states.min() == -1 and states.max() == 1
-    assert np.array_equal(states_to_uint8(states), ramp[..., 0])
+    assert torch.equal(states_to_pixels(states), torch.from_numpy(ramp)[:, None, ..., 0])
     image = states_to_images(states, "pil")[0]
     assert image.mode == "L" and np.array_equal(np.asarray(image), ramp[0, :, :, 0])
     assert np.array_equal((states_to_images(states, "np") * 255).round(), ramp)
+
+
+@pytest.mark.parametrize("channels, mode", [(1, "L"), (2, "LA"), (3, "RGB"), (4, "RGBA")])
+def test_pixels_keep_their_channel_axis(channels, mode):
+    """Pixels are uint8 [N, C, H, W] for any number of channels, one included, and become images of that many."""
+    states = STATES[:, [0, 1, 2, 0][:channels]]
+    pixels = states_to_pixels(states)
+    assert pixels.dtype == torch.uint8 and pixels.shape == (2, channels, 4, 6)
+    assert (pixels_to_states(pixels) - states).abs().max() < 1e-6
+    images = pixels_to_pil(pixels)
+    assert [image.mode for image in images] == [mode] * 2
+    rows = torch.from_numpy(np.stack([np.asarray(image) for image in images])).view(2, 4, 6, channels)
+    assert torch.equal(rows.movedim(-1, 1), pixels)
 
 
 def test_output_types():
@@ -79,7 +92,7 @@ def test_half_precision_states_become_whole_images():
     """States in bfloat16 become float32 arrays and images, within bfloat16's precision."""
     states = STATES.bfloat16()
     assert states_to_images(states, "np").dtype == np.float32
-    assert np.abs(states_to_uint8(states).astype(int) - PIXELS).max() <= 1
+    assert (states_to_pixels(states).int() - torch.from_numpy(NCHW)).abs().max() <= 1
 
 
 def test_latents_are_taken_as_they_are():

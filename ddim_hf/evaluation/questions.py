@@ -17,8 +17,15 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data import IMAGE_SUFFIXES, ImageSet, load_images
-from ..generation import MANIFEST, block_size, describe_network, load_pipeline, sample_numbers, weights_hash
-from ..images import states_to_uint8
+from ..generation import (
+    MANIFEST,
+    default_max_batch_size,
+    describe_network,
+    load_pipeline,
+    sample_numbers,
+    weights_hash,
+)
+from ..images import states_to_pixels
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import processes
 from ..scheduling_ddim_custom import DDIMSchedulerCustom
@@ -142,7 +149,7 @@ def distances(
     with ThreadPoolExecutor(1) as pool, bar:
         submit = pool.submit if extractor.device.type != "cpu" else _at_once
         pending = None
-        for own, images in sample_numbers(make, numbers, seed=seed, block=block):
+        for own, images in sample_numbers(make, numbers, seed=seed, max_batch_size=block):
             start = time.perf_counter()
             spent += pending.result() if pending else 0
             pending = submit(extract, images[: len(own)])
@@ -186,8 +193,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, seed: int = 0) -> float:
 
 def _ours(pipe: DDIMCustomPipeline, **sampling: Any) -> Callable:
     def make(block: int, seeds: list[int]) -> torch.Tensor:
-        pixels = states_to_uint8(pipe(block, seeds=seeds, output_type="latent", **sampling).images)
-        return torch.from_numpy(pixels if pixels.ndim == 4 else pixels[..., None]).permute(0, 3, 1, 2)
+        return states_to_pixels(pipe(block, seeds=seeds, output_type="latent", **sampling).images)
 
     return make
 
@@ -285,7 +291,7 @@ def evaluate(
     channels, resolution, _ = pipe.state_shape
     data |= {"resolution": resolution, "channels": channels}
     splits = data_splits if loss or reconstruction else ()
-    block = max_batch_size or block_size(pipe)
+    block = max_batch_size or default_max_batch_size(pipe)
     on_data = {part: load_images(reference, split=part, **data) for part in splits}
     if distance:
         extractor, names = _opened(**features)
@@ -383,12 +389,12 @@ def _folder_distance(folder, reference, features, kid, split, results: Results, 
     extractor, names = _opened(**features)
     if (folder / MANIFEST).is_file():  # what sample.py left, whose pictures beside the images are none
         folder = folder / "images"
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = [file for file in folder.rglob("[!.]*") if file.suffix.lower() in IMAGE_SUFFIXES]
     if (folder / "config.json").is_file():
         raise FileNotFoundError(f"{str(folder)!r} is a training run that has not finished: it holds no model yet")
     if not files:
         raise FileNotFoundError(f"{str(folder)!r} holds neither model_index.json nor images")
-    with Image.open(files[0]) as image:
+    with Image.open(min(files)) as image:
         size = {"resolution": min(image.size), "channels": 1 if image.mode == "L" else 3}
     images = load_images(str(folder), cache_dir=data["cache_dir"], **size)
     target = load_reference(reference, split=split, extractor=extractor, **data, **size)

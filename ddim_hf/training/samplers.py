@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data import ImageSet
 from ..evaluation.frechet import Statistics, frechet_distance, load_feature_extractor, reference_statistics
-from ..images import image_grid, states_to_uint8
+from ..images import image_grid, pixels_to_pil, states_to_pixels
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from .checkpoints import save_model
 from .config import Sampler, TrainingConfig
@@ -97,7 +96,7 @@ class ModelSelection:
             raise _Interrupted
         return tensors
 
-    def _sample(self, sampler: Sampler, pipeline: DDIMCustomPipeline) -> tuple[list[np.ndarray] | None, Any]:
+    def _sample(self, sampler: Sampler, pipeline: DDIMCustomPipeline) -> tuple[list[torch.Tensor] | None, Any]:
         """This process's share: images of the grid, and statistics of all features; None when asked to stop."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         size, hidden = self.config.eval_batch_size, not self.accelerator.is_main_process
@@ -113,14 +112,13 @@ class ModelSelection:
                         pixels = self._images(pipeline, sampler, seeds)
                         grid += list(pixels[: max(0, GRID_IMAGES - len(grid))])
                         if statistics is not None:
-                            channels_last = pixels if pixels.ndim == 4 else pixels[..., None]
-                            statistics.update(self.extractor(torch.from_numpy(channels_last).permute(0, 3, 1, 2)))
+                            statistics.update(self.extractor(pixels))
                     bar.update(len(seeds))
                 if self.stop.requested():
                     return None, None
         return grid, statistics
 
-    def _images(self, pipeline: DDIMCustomPipeline, sampler: Sampler, seeds: range) -> np.ndarray:
+    def _images(self, pipeline: DDIMCustomPipeline, sampler: Sampler, seeds: range) -> torch.Tensor:
         x = pipeline(
             len(seeds),
             None,
@@ -130,7 +128,7 @@ class ModelSelection:
             seeds=seeds,
             callback_on_step_end=self._interrupt,
         ).images
-        return states_to_uint8(x)
+        return states_to_pixels(x)
 
     def _judge(self, sampler: Sampler, statistics, pipeline: DDIMCustomPipeline, step: int) -> dict[str, float]:
         """The distance over all processes' images; the model is kept if it is this sampler's best."""
@@ -164,8 +162,8 @@ class ModelSelection:
         partial.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
 
-    def _save_grid(self, sampler: Sampler, grid: list[np.ndarray], step: int):
-        picture = image_grid([Image.fromarray(pixels) for pixels in grid])
+    def _save_grid(self, sampler: Sampler, grid: list[torch.Tensor], step: int):
+        picture = image_grid(pixels_to_pil(torch.stack(grid)))
         folder = Path(self.config.output_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         picture.save(folder / f"step-{step:07d}-{sampler.name}.png")

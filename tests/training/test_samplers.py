@@ -17,7 +17,7 @@ from training_runs import config, difference, log_lines, save_features, save_tin
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.data import load_images
 from ddim_hf.evaluation.frechet import Statistics, frechet_distance, load_feature_extractor
-from ddim_hf.images import states_to_uint8
+from ddim_hf.images import states_to_pixels
 from ddim_hf.training import TrainingStopped, train
 from ddim_hf.training.samplers import ModelSelection
 from ddim_hf.training.stopping import StopRequest
@@ -68,7 +68,7 @@ def test_the_distance_is_that_of_the_averaged_model(finished, extractor):
     pipeline = DDIMCustomPipeline.from_pretrained(finished)
     x = pipeline(70, num_inference_steps=3, seeds=range(70), output_type="latent").images
     extract = load_feature_extractor(extractor)
-    ours = Statistics().update(extract(torch.from_numpy(states_to_uint8(x))[:, None]))
+    ours = Statistics().update(extract(states_to_pixels(x)))
     data = Statistics().update(extract(load_images("digits", split="train", resolution=8, channels=1)[:]))
     assert distances(finished, "3-0")[12] == pytest.approx(frechet_distance(ours, data), rel=1e-4)
 
@@ -163,7 +163,7 @@ def test_a_stop_interrupts_a_sampler_and_a_resumed_run_makes_up_for_it(
 def test_grids_of_few_images_are_whole(model, tmp_path):
     """A grid of a number of images that fills no square shows them all, and leaves the last places black."""
     chosen = selection(model, tmp_path, samplers="1:0.0:1:7", feature_extractor="none")
-    chosen._save_grid(chosen.samplers[0], [np.full((8, 8), 255, np.uint8)] * 7, 3)
+    chosen._save_grid(chosen.samplers[0], [torch.full((1, 8, 8), 255, dtype=torch.uint8)] * 7, 3)
     grid = np.asarray(Image.open(tmp_path / "samples" / "step-0000003-1-0.png"))[26::52, 26::52, 0]
     assert grid.flatten().tolist() == [255] * 7 + [0] * 2
 

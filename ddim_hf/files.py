@@ -1,6 +1,9 @@
-"""Files that are whole or not there: written beside their place, synced, and renamed into it."""
+"""Files and folders that are whole or not there: written beside their place, synced, and renamed into it."""
 
+import errno
+import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +27,27 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`, which takes its place when the block ends without an error."""
+    path = Path(path)
+    beside, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+    for leftover in (beside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        for entry in (*beside.rglob("*"), beside):
+            sync(entry)
+        if path.exists():
+            path.rename(old)
+        beside.rename(path)
+        sync(path.parent)
+    finally:
+        for leftover in (beside, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
 def write_text(path: str | Path, text: str):
     """Replace a small file as a whole."""
     with whole_file(path) as beside:
@@ -37,3 +61,15 @@ def sync(path: Path):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def why_not_written(error: Exception) -> str:
+    """The reason in a few words, also where a library has an error of its own for a full disk."""
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    return "no space left on the disk" if full else " ".join(str(error).split()) or type(error).__name__

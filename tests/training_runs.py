@@ -73,7 +73,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
     """All that a checkpoint holds."""
-    files = sorted(Path(checkpoint).glob("*.safetensors"))
+    files = sorted(Path(checkpoint).rglob("*.safetensors"))
     return {f"{file.stem}/{name}": value for file in files for name, value in load_file(file).items()}
 
 

@@ -54,12 +54,11 @@ class BatchReader:
         order: which images a step takes.
         share: this process's slice of the global batch.
         device: where the uint8 images are put.
-        start, stop: the steps that will be asked for, in order.
+        stop: the steps that will be asked for end before it.
     """
 
-    def __init__(self, images: ImageSet, order: BatchOrder, share: slice, device: torch.device, start: int, stop: int):
-        self.images, self.order, self.share, self.device = images, order, share, device
-        self.next, self.stop = start, stop
+    def __init__(self, images: ImageSet, order: BatchOrder, share: slice, device: torch.device, stop: int):
+        self.images, self.order, self.share, self.device, self.stop = images, order, share, device, stop
         self.resident = None
         if device.type == "cuda" and np.prod(images.shape) <= ON_DEVICE_BYTES:
             self.resident = images[:].to(device)
@@ -71,11 +70,13 @@ class BatchReader:
         batch = torch.from_numpy(indices) if self.resident is not None else self.images[indices]
         return batch.pin_memory() if self.device.type == "cuda" else batch
 
-    def take(self) -> torch.Tensor:
-        """Return the next step's images, uint8 [share, C, H, W] on the device, without waiting for the device."""
-        while len(self._ahead) < AHEAD and self.next < self.stop:
-            self._ahead.append(self._pool.submit(self._read, self.next))
-            self.next += 1
+    def take(self, step: int) -> torch.Tensor:
+        """Return a step's images, uint8 [share, C, H, W] on the device, without waiting for the device.
+
+        From the first step that is asked for on, each has to be the one after the last.
+        """
+        for later in range(step + len(self._ahead), min(step + AHEAD, self.stop)):
+            self._ahead.append(self._pool.submit(self._read, later))
         batch = self._ahead.popleft().result().to(self.device, non_blocking=True)
         return batch if self.resident is None else self.resident[batch]
 

@@ -1,24 +1,161 @@
-"""Checkpoints that are whole or not there: written beside, synced, renamed, and verified when they are read."""
+"""Checkpoints: what a run changes as it goes, in folders that are whole or not there and verified when they are read.
 
-import errno
-import hashlib
+A checkpoint is a folder that loads like a model, its averaged weights, with what training needs to go on beside it:
+
+    model_index.json, scheduler/, unet/   the run's first average as a pipeline (the weights themselves without one)
+    unet.safetensors                      the weights that are trained (where there is an average)
+    ema-<decay>.safetensors               each further average
+    optimizer.safetensors                 AdamW's moments
+    state.json                            step, loss, samplers, what a resumed run must share; the files' digests
+"""
+
 import json
 import logging
-import os
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from ..files import sha256, whole_folder, why_not_written, write_text
+from ..pipeline_ddim_custom import DDIMCustomPipeline
+from .ema import Averages
+from .log import Window
+from .samplers import Samplers
 
 logger = logging.getLogger(__name__)
 PREFIX, STATE_FILE = "checkpoint-", "state.json"
+MODEL_WEIGHTS = "unet/diffusion_pytorch_model"  # of a checkpoint's pipeline
 Tensors = dict[str, torch.Tensor]
 
 
-def save_checkpoint(run: Path, step: int, files: dict[str, Tensors], state: dict[str, Any], limit: int) -> Path:
+# What a checkpoint holds
+
+
+@dataclass
+class TrainingState:
+    """What a run changes as it goes.
+
+    Args:
+        pipeline: the network that is trained, and its noise schedule.
+        averages: of the network's weights.
+        optimizer: AdamW over the network's parameters.
+        scaler: of fp16's gradients; None in another precision.
+        samplers: the best distances so far, and those that a stop interrupted.
+        window: what the next log line tells.
+        step: number of finished optimizer steps.
+        loss: of the last log line.
+    """
+
+    pipeline: DDIMCustomPipeline
+    averages: Averages
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
+    samplers: Samplers
+    window: Window
+    step: int = 0
+    loss: float | None = None
+
+    def save(self, run: Path, window_loss: float, identity: dict[str, Any], limit: int) -> Path:
+        """Write a checkpoint into the run's folder, on the main process.
+
+        Args:
+            run: the run's folder.
+            window_loss: the window's sum of losses, over all processes.
+            identity: what a resumed run must share.
+            limit: checkpoints to keep.
+
+        Raises:
+            OSError: see `save_checkpoint`.
+        """
+        unet = self.pipeline.unet
+        tensors = {"unet": unet.state_dict(), "optimizer": optimizer_tensors(self.optimizer, unet)}
+        tensors |= self.averages.tensors()
+        del tensors[self._result()]  # which the pipeline holds
+
+        def save_pipeline(folder: Path):
+            with self.averages.applied():
+                self.pipeline.save_pretrained(folder)
+
+        state = {
+            "identity": identity,
+            "selection": self.samplers.state(),
+            "loss": self.loss,
+            "window": self.window.state(window_loss),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+        }
+        return save_checkpoint(run, self.step, tensors, state, limit, save_pipeline)
+
+    def load(self, path: Path, identity: dict[str, Any]):
+        """Take a checkpoint's place in its run.
+
+        Raises:
+            ValueError: it is of a run of another identity.
+        """
+        tensors, state = load_checkpoint(path)
+        _compare(path, state["identity"], identity)
+        if MODEL_WEIGHTS in tensors:
+            tensors[self._result()] = tensors.pop(MODEL_WEIGHTS)
+        unet = self.pipeline.unet
+        unet.load_state_dict(tensors["unet"])
+        restore_optimizer(self.optimizer, unet, tensors["optimizer"])
+        self.averages.load(tensors, state["step"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        self.samplers.load_state(state["selection"])
+        self.window = Window(self.window.loss.device, **state.get("window", {}))
+        self.step, self.loss = state["step"], state["loss"]
+
+    def _result(self) -> str:
+        """The name of the weights that are the run's result."""
+        return next(iter(self.averages.names), "unet")
+
+
+def _compare(path: Path, theirs: dict[str, Any], ours: dict[str, Any]):
+    """Refuse to resume a run that computes something else."""
+    changed = [
+        f"{name} was {theirs.get(name)!r} and is {value!r}"
+        for name, value in json.loads(json.dumps(ours)).items()
+        if theirs.get(name) != value
+    ]
+    if changed:
+        raise ValueError(f"resuming {path} would change the run: {'; '.join(changed)}")
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, network: torch.nn.Module) -> Tensors:
+    """Return AdamW's state as one flat dict, "<parameter>/<moment>" -> tensor."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in network.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, network: torch.nn.Module, tensors: Tensors):
+    """Undo `optimizer_tensors`; the moments take their parameter's memory layout, as the fused step demands."""
+    for name, parameter in network.named_parameters():
+        if f"{name}/step" not in tensors:  # saved before the parameter's first step
+            continue
+        state = optimizer.state[parameter]
+        state["step"] = tensors[f"{name}/step"].to(parameter.device)
+        for key in ("exp_avg", "exp_avg_sq"):
+            state[key] = torch.empty_like(parameter, requires_grad=False).copy_(tensors[f"{name}/{key}"])
+
+
+# The folders
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    tensors: dict[str, Tensors],
+    state: dict[str, Any],
+    limit: int,
+    save_pipeline: Callable[[Path], None] = lambda folder: None,
+) -> Path:
     """Write `run/checkpoint-<step>` and then delete the oldest ones beyond `limit`.
 
     Where it is there already, its tensors are this step's, and the state alone is replaced.
@@ -26,35 +163,34 @@ def save_checkpoint(run: Path, step: int, files: dict[str, Tensors], state: dict
     Args:
         run: the run's folder.
         step: number of finished steps.
-        files: name -> tensors, each saved as name.safetensors.
+        tensors: name -> tensors, each saved as name.safetensors.
         state: anything that JSON holds.
         limit: checkpoints to keep, at least 1.
+        save_pipeline: called with the folder, to write a pipeline into it.
 
     Raises:
         OSError: it could not be written (disk full, no permission); earlier checkpoints are untouched.
     """
-    final, partial = run / f"{PREFIX}{step}", run / f".{PREFIX}{step}.partial"
+    final = run / f"{PREFIX}{step}"
     try:
         if final.exists():  # no step since, but perhaps a sampler
-            digests = json.loads((final / STATE_FILE).read_text())["files"]
-            _write_state(final, {**state, "step": step, "files": digests})
+            _write_state(final, state, step, json.loads((final / STATE_FILE).read_text())["files"])
             return final
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for name, tensors in files.items():
-            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial / f"{name}.safetensors")
-        digests = {file.name: _digest_and_sync(file) for file in sorted(partial.iterdir())}
-        _write_state(partial, {**state, "step": step, "files": digests})
-        _sync_folder(partial)
-        partial.rename(final)
-        _sync_folder(run)
+        with whole_folder(final) as folder:
+            for name, values in tensors.items():
+                contiguous = {key: value.contiguous() for key, value in values.items()}
+                save_file(contiguous, folder / f"{name}.safetensors")
+            save_pipeline(folder)
+            files = sorted(file for file in folder.rglob("*") if file.is_file())
+            _write_state(folder, state, step, {file.relative_to(folder).as_posix(): sha256(file) for file in files})
     except Exception as error:  # safetensors reports a full disk with an error of its own
-        shutil.rmtree(partial, ignore_errors=True)
         kept = ", ".join(path.name for path in list_checkpoints(run)) or "none yet"
-        raise OSError(f"checkpoint of step {step} was not written: {_reason(error)}; intact: {kept}") from error
+        raise OSError(
+            f"checkpoint of step {step} was not written: {why_not_written(error)}; intact: {kept}"
+        ) from error
     for old in list_checkpoints(run)[:-limit]:
         discard = old.with_name(f".{old.name}.old")
-        old.rename(discard)
+        old.rename(discard)  # at once: a kill leaves no half of one under its name
         shutil.rmtree(discard, ignore_errors=True)
     return final
 
@@ -110,76 +246,25 @@ def why_torn(path: Path) -> str | None:
     try:
         files = json.loads((path / STATE_FILE).read_text())["files"]
         for name, digest in files.items():
-            if _digest(path / name) != digest:
+            if sha256(path / name) != digest:
                 return f"{name} is not what was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{STATE_FILE} or a file it names cannot be read: {_reason(error)}"
+        return f"{STATE_FILE} or a file it names cannot be read: {why_not_written(error)}"
     return None
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
-    """Return what `save_checkpoint` was given: the tensors by file, and the state (with "step")."""
+    """Return what `save_checkpoint` was given: the tensors by name, those of a pipeline as MODEL_WEIGHTS, and the
+    state (with "step")."""
     state = json.loads((path / STATE_FILE).read_text())
-    return {name.removesuffix(".safetensors"): load_file(path / name) for name in state.pop("files")}, state
+    tensors: dict[str, Tensors] = {}
+    for file in state.pop("files"):
+        if file.endswith(".safetensors"):
+            # A pipeline's weights may lie in several files, <name>-00001-of-00002.
+            name = MODEL_WEIGHTS if file.startswith(MODEL_WEIGHTS) else file.removesuffix(".safetensors")
+            tensors.setdefault(name, {}).update(load_file(path / file))
+    return tensors, state
 
 
-def optimizer_tensors(optimizer, parameters: list, names: list[str]) -> dict[str, torch.Tensor]:
-    """Return AdamW's state as one flat dict, "<parameter>/<moment>" -> tensor."""
-    state = optimizer.state
-    return {
-        f"{name}/{key}": value
-        for name, parameter in zip(names, parameters, strict=True)
-        for key, value in state[parameter].items()
-    }
-
-
-def restore_optimizer(optimizer, parameters: list, names: list[str], tensors: dict[str, torch.Tensor]):
-    """Undo `optimizer_tensors`; the moments take their parameter's memory layout, as the fused step demands."""
-    for name, parameter in zip(names, parameters, strict=True):
-        if f"{name}/step" not in tensors:  # saved before the parameter's first step
-            continue
-        state = optimizer.state[parameter]
-        state["step"] = tensors[f"{name}/step"].to(parameter.device)
-        for key in ("exp_avg", "exp_avg_sq"):
-            state[key] = torch.empty_like(parameter, requires_grad=False).copy_(tensors[f"{name}/{key}"])
-
-
-def save_model(pipeline, folder: Path):
-    """Save a pipeline; OSError, in one line, where it could not be written (safetensors has an error of its own)."""
-    try:
-        pipeline.save_pretrained(folder)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"the model was not written to {folder}: {_reason(error)}; checkpoints are intact") from error
-
-
-def _write_state(folder: Path, content: dict[str, Any]):
-    partial = folder / f".{STATE_FILE}.partial"
-    with open(partial, "w") as stream:
-        json.dump(content, stream, indent=2)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(folder / STATE_FILE)
-
-
-def _reason(error: Exception) -> str:
-    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-    return "no space left on the disk" if full else " ".join(str(error).split()) or type(error).__name__
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _digest_and_sync(path: Path) -> str:
-    with open(path, "rb") as stream:
-        os.fsync(stream.fileno())
-    return _digest(path)
-
-
-def _sync_folder(path: Path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _write_state(folder: Path, state: dict[str, Any], step: int, digests: dict[str, str]):
+    write_text(folder / STATE_FILE, json.dumps({**state, "step": step, "files": digests}, indent=2))

@@ -54,8 +54,8 @@ FREE_ON_RESUME = frozenset(
 
 
 @dataclass(frozen=True)
-class Sampler:
-    """A DDIM sampler that runs during training: `steps:eta:every:images`."""
+class SamplerSettings:
+    """How a sampler runs during training: `steps:eta:every:images`."""
 
     steps: int
     eta: float
@@ -174,7 +174,7 @@ class TrainingConfig:
                     f"output_dir is {self.output_dir}, and {path} is a file; allowed: a folder, or a path for one"
                 )
         self.ema_decays()
-        self.sampler_list()
+        self.sampler_settings()
 
     def ema_decays(self) -> list[float]:
         """The decays of the averaged weights, the first being the result's; empty for none."""
@@ -190,7 +190,7 @@ class TrainingConfig:
             )
         return decays
 
-    def sampler_list(self) -> list[Sampler]:
+    def sampler_settings(self) -> list[SamplerSettings]:
         """The samplers that run during training."""
         if str(self.samplers).lower() == "none":
             return []
@@ -198,7 +198,7 @@ class TrainingConfig:
         for text in self.samplers.split(","):
             try:
                 steps, eta, every, images = text.split(":")
-                sampler = Sampler(int(steps), float(eta), int(every), int(images))
+                sampler = SamplerSettings(int(steps), float(eta), int(every), int(images))
                 valid = (
                     1 <= sampler.steps <= 1000 and 0 <= sampler.eta <= 1 and min(sampler.every, sampler.images) >= 1
                 )

@@ -1,22 +1,54 @@
-"""Averaged weights in the network's place, for as long as something is made with them."""
+"""The averaged weights of a run, and the network with them in its own weights' place."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from diffusers.training_utils import EMAModel
 
 
-class Averaged:
-    """A context in which the network is in evaluation mode with the weights of an average (its own, if None)."""
+class Averages:
+    """Exponential moving averages of a network's weights, one for each decay.
 
-    def __init__(self, unet: torch.nn.Module, parameters: list[torch.nn.Parameter], ema: EMAModel | None):
-        self.unet, self.parameters, self.ema = unet, parameters, ema
+    `names` are "ema-<decay>" in the order of `decays`; the first is the result of the run.
+    """
 
-    def __enter__(self):
+    def __init__(self, unet: torch.nn.Module, decays: list[float]):
+        self.unet, self.parameters = unet, list(unet.parameters())
+        self._models = {f"ema-{decay:g}": EMAModel(self.parameters, decay=decay, foreach=True) for decay in decays}
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._models)
+
+    def update(self):
+        """Take the weights after an optimizer step in."""
+        for model in self._models.values():
+            model.step(self.parameters)
+
+    @contextmanager
+    def applied(self, name: str | None = None) -> Iterator[None]:
+        """The network is in evaluation mode with the average `name`, or the first; with its own weights if none."""
+        model = self._models[name or self.names[0]] if self._models else None
         self.unet.eval()
-        if self.ema is not None:
-            self.ema.store(self.parameters)
-            self.ema.copy_to(self.parameters)
+        if model is not None:
+            model.store(self.parameters)
+            model.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            if model is not None:
+                model.restore(self.parameters)
+            self.unet.train()
 
-    def __exit__(self, *_):
-        if self.ema is not None:
-            self.ema.restore(self.parameters)
-        self.unet.train()
+    def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The averages by name, each a dict by the parameters' names."""
+        keys = [key for key, _ in self.unet.named_parameters()]
+        return {name: dict(zip(keys, model.shadow_params, strict=True)) for name, model in self._models.items()}
+
+    def load(self, tensors: dict[str, dict[str, torch.Tensor]], step: int):
+        """Take back what `tensors` returned after `step` steps."""
+        for name, own in self.tensors().items():
+            for key, shadow in own.items():
+                shadow.copy_(tensors[name][key])
+            self._models[name].optimization_step = step

@@ -1,8 +1,6 @@
-"""What a run is made of before its first step: how it was launched, its network, its plan."""
+"""What a run is made of before its first step: how it was launched, its network, its data, its folder."""
 
-import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,7 +9,7 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from diffusers import UNet2DModel
 from filelock import FileLock, Timeout
 
-from ..data import ImageSet
+from ..data import ImageSet, load_images
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..provenance import launcher
 from ..scheduling_ddim_custom import DDIMSchedulerCustom
@@ -82,21 +80,24 @@ def build_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCusto
     return pipeline.unet, DDIMSchedulerCustom.from_config(pipeline.scheduler.config, **given)
 
 
-def describe_plan(config: TrainingConfig, unet: UNet2DModel, images: ImageSet, accelerator: Accelerator) -> str:
-    """Return the settings, the network's size, the memory that weights and states take, and the steps."""
-    count = sum(parameter.numel() for parameter in unet.parameters())
-    copies = 4 + len(config.ema_decays())  # weights, gradients, two moments, the averages
-    epochs = config.max_train_steps * config.batch_size / len(images)
-    return "\n".join(
-        [
-            json.dumps(asdict(config), indent=2),
-            f"parameters: {count:,}",
-            f"memory for weights, gradients, optimizer and EMA: {copies * 4 * count / 2**20:,.1f} MiB a process",
-            f"images: {len(images):,} of {' x '.join(map(str, images.shape[1:]))}",
-            f"steps: {config.max_train_steps:,} of {config.batch_size} images ({epochs:,.1f} epochs)",
-            f"processes: {accelerator.num_processes} on {accelerator.device}",
-        ]
-    )
+def load_split(config: TrainingConfig, split: str, channels: int, accelerator: Accelerator) -> ImageSet:
+    """Return a split of the run's images, decoded by one process for all of a machine."""
+    with accelerator.main_process_first():
+        return load_images(
+            config.dataset_name,
+            split=split,
+            resolution=config.resolution,
+            channels=channels,
+            image_column=config.image_column,
+            cache_dir=config.cache_dir,
+            skip_broken=config.skip_broken,
+        )
+
+
+def build_optimizer(config: TrainingConfig, unet: UNet2DModel) -> torch.optim.AdamW:
+    """Return AdamW over the network's parameters, in one fused kernel where the device has one."""
+    fused = unet.device.type in ("cuda", "cpu")
+    return torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
 
 
 def hold_folder(folder: Path) -> FileLock:

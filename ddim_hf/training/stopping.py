@@ -14,6 +14,10 @@ from ..provenance import launcher
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class TrainingStopped(Exception):
+    """The run was asked to stop; the message says what is saved and how to go on."""
+
+
 class StopRequest:
     """Whether any process of the run was asked to stop.
 
@@ -25,7 +29,7 @@ class StopRequest:
         self.received, self._previous = False, {}
         # The vote goes through the hosts' memory, so that no step waits for a GPU.
         self._group = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
-        self._on_parents_death(signal.SIGTERM)
+        _on_parents_death(signal.SIGTERM)
 
     def listen(self):
         """Take the signals from now on."""
@@ -43,13 +47,6 @@ class StopRequest:
         self.ignore()
         self._group = None
 
-    @staticmethod
-    def _on_parents_death(number: int):
-        # Not where a shell is the parent: a run under nohup outlives it.
-        if sys.platform == "linux" and launcher():
-            pr_set_pdeathsig = 1
-            ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
-
     def _receive(self, *_):
         self.received = True
 
@@ -60,3 +57,11 @@ class StopRequest:
         vote = torch.tensor(int(self.received))
         torch.distributed.all_reduce(vote, torch.distributed.ReduceOp.MAX, group=self._group)
         return bool(vote)
+
+
+def _on_parents_death(number: int):
+    """Have the kernel send this process a signal when its launcher ends."""
+    # Not where a shell is the parent: a run under nohup outlives it.
+    if sys.platform == "linux" and launcher():
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)

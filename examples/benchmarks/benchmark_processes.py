@@ -216,9 +216,7 @@ def our_stepper(
     settings = {"recipe": "cifar10-64", "network": network, "dataset_name": folder, "output_dir": f"{folder}/run"}
     settings |= {"batch_size": batch_size, "mixed_precision": precision, "compile": compile}
     settings |= {"samplers": "none", "validation_split": "none", "logger": "none"}
-    run = TrainingRun(TrainingConfig(**settings, **extra))
-    run.start()
-    return run.train_step
+    return TrainingRun(TrainingConfig(**settings, **extra)).train_step
 
 
 def training_rates(folder: str, network: str, precision: str) -> dict[str, float]:

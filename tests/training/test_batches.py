@@ -71,9 +71,9 @@ def test_the_reader_gives_each_process_its_share():
     """Two readers of half a batch each give, together and in order, what the order says, from any step on."""
     images, order = load_images("digits", split="train", resolution=8, channels=1), BatchOrder(1617, 12, seed=0)
     device = torch.device("cpu")
-    halves = [BatchReader(images, order, share, device, 3, 8) for share in (slice(0, 6), slice(6, 12))]
+    halves = [BatchReader(images, order, share, device, stop=8) for share in (slice(0, 6), slice(6, 12))]
     for step in range(3, 8):
-        batch = torch.cat([half.take() for half in halves])
+        batch = torch.cat([half.take(step) for half in halves])
         assert batch.dtype == torch.uint8
         assert torch.equal(batch, images[BatchOrder(1617, 12, seed=0).indices(step)])
     for half in halves:

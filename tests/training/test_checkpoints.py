@@ -19,10 +19,10 @@ from ddim_hf.training.checkpoints import (
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
-    save_model,
     set_aside_newer,
     why_torn,
 )
+from ddim_hf.training.result import save_model
 
 FILES = {"unet": {"a": torch.arange(40_000.0)}, "ema": {"b": torch.ones(3, 2).T}}
 
@@ -156,12 +156,11 @@ def test_the_optimizer_goes_on_as_if_never_stopped(tmp_path):
     steps(straight, optimizer, range(6))
     stopped, optimizer = build()
     steps(stopped, optimizer, range(3))
-    labels = [name for name, _ in stopped.named_parameters()]
-    files = {"unet": stopped.state_dict(), "optimizer": optimizer_tensors(optimizer, [*stopped.parameters()], labels)}
+    files = {"unet": stopped.state_dict(), "optimizer": optimizer_tensors(optimizer, stopped)}
     files, _ = load_checkpoint(save_checkpoint(tmp_path, 3, files, {}, 1))
     again, optimizer = build()
     again.load_state_dict(files["unet"])
-    restore_optimizer(optimizer, [*again.parameters()], labels, files["optimizer"])
+    restore_optimizer(optimizer, again, files["optimizer"])
     assert optimizer.state[again.weight]["exp_avg"].is_contiguous(memory_format=torch.channels_last)
     steps(again, optimizer, range(3, 6))
     assert torch.equal(again.weight, straight.weight) and torch.equal(again.bias, straight.bias)
@@ -178,12 +177,12 @@ def test_small_files_are_replaced_as_a_whole(tmp_path):
 
 def test_the_optimizer_before_its_first_step_comes_back(tmp_path):
     """A checkpoint of an optimizer that has not stepped restores one that has not stepped."""
-    parameters = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))]
-    optimizers = [torch.optim.AdamW(parameters) for _ in range(2)]
-    save_checkpoint(tmp_path, 0, {"optimizer": optimizer_tensors(optimizers[0], parameters, ["a", "b"])}, {}, 1)
+    layer = torch.nn.Linear(3, 2)
+    optimizers = [torch.optim.AdamW(layer.parameters()) for _ in range(2)]
+    save_checkpoint(tmp_path, 0, {"optimizer": optimizer_tensors(optimizers[0], layer)}, {}, 1)
     files, _ = load_checkpoint(tmp_path / "checkpoint-0")
-    restore_optimizer(optimizers[1], parameters, ["a", "b"], files["optimizer"])
-    assert not any(optimizers[1].state[parameter] for parameter in parameters)
+    restore_optimizer(optimizers[1], layer, files["optimizer"])
+    assert not any(optimizers[1].state[parameter] for parameter in layer.parameters())
 
 
 def test_a_full_disk_at_the_end_is_one_line(tmp_path):

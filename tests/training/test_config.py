@@ -84,10 +84,10 @@ def test_wrong_samplers_are_refused(samplers):
 
 def test_samplers_are_read():
     """steps:eta:every:images by commas; their names are those of their best models."""
-    samplers = TrainingConfig(samplers="20:0.0:5000:6000,100:0.2:7:9").sampler_list()
+    samplers = TrainingConfig(samplers="20:0.0:5000:6000,100:0.2:7:9").sampler_settings()
     assert [(s.steps, s.eta, s.every, s.images) for s in samplers] == [(20, 0.0, 5000, 6000), (100, 0.2, 7, 9)]
     assert [s.name for s in samplers] == ["20-0", "100-0.2"]
-    assert TrainingConfig(samplers="none").sampler_list() == []
+    assert TrainingConfig(samplers="none").sampler_settings() == []
 
 
 def test_the_learning_rate():

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import DDIMPipeline
 from PIL import Image
-from safetensors.torch import load_file
 from training_runs import config, difference, log_lines, save_features, save_tiny_model, weights
 
 from ddim_hf import DDIMCustomPipeline
@@ -19,7 +18,7 @@ from ddim_hf.data import load_images
 from ddim_hf.evaluation.frechet import Statistics, frechet_distance, load_feature_extractor
 from ddim_hf.images import states_to_pixels
 from ddim_hf.training import TrainingStopped, train
-from ddim_hf.training.samplers import ModelSelection
+from ddim_hf.training.samplers import Samplers
 from ddim_hf.training.stopping import StopRequest
 
 
@@ -93,7 +92,7 @@ def test_a_worse_model_does_not_replace_the_best(model, settings, tmp_path):
     reached = distances(folder, "3-0")
     assert reached[4] < reached[12]
     best = min(reached, key=reached.get)
-    assert difference(weights(folder / "best-3-0"), load_file(folder / f"checkpoint-{best}" / "unet.safetensors")) == 0
+    assert difference(weights(folder / "best-3-0"), weights(folder / f"checkpoint-{best}")) == 0
 
 
 def test_a_resumed_run_remembers_the_best(model, settings, finished, tmp_path):
@@ -112,13 +111,13 @@ def test_a_resumed_run_remembers_the_best(model, settings, finished, tmp_path):
 def selection(model, folder, **settings):
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator, images = Accelerator(), load_images("digits", split="train", resolution=8, channels=1)
-    return ModelSelection(config(model, folder, **settings), accelerator, images, StopRequest(accelerator))
+    return Samplers(config(model, folder, **settings), accelerator, images, StopRequest(accelerator))
 
 
 def test_a_best_by_other_terms_is_forgotten(model, settings, tmp_path):
     """The best distance survives a checkpoint, but not a change of the number of images or of the features."""
     first = selection(model, tmp_path, **settings)
-    first.best = {sampler: 1.5 for sampler in first.samplers}
+    first.best = {sampler: 1.5 for sampler in first.settings}
     state = first.state()
     again = selection(model, tmp_path, **settings)
     again.load_state(state)
@@ -163,7 +162,7 @@ def test_a_stop_interrupts_a_sampler_and_a_resumed_run_makes_up_for_it(
 def test_grids_of_few_images_are_whole(model, tmp_path):
     """A grid of a number of images that fills no square shows them all, and leaves the last places black."""
     chosen = selection(model, tmp_path, samplers="1:0.0:1:7", feature_extractor="none")
-    chosen._save_grid(chosen.samplers[0], [torch.full((1, 8, 8), 255, dtype=torch.uint8)] * 7, 3)
+    chosen._save_grid(chosen.settings[0], [torch.full((1, 8, 8), 255, dtype=torch.uint8)] * 7, 3)
     grid = np.asarray(Image.open(tmp_path / "samples" / "step-0000003-1-0.png"))[26::52, 26::52, 0]
     assert grid.flatten().tolist() == [255] * 7 + [0] * 2
 
@@ -172,7 +171,7 @@ def test_a_sampler_left_out_for_a_while_keeps_its_best(model, tmp_path):
     """What a checkpoint says of a sampler outlives a part of the run that leaves the sampler out."""
     settings = dict(feature_extractor=save_features(tmp_path / "features.pt", 64))
     first = selection(model, tmp_path, samplers="2:0:1:4,3:0:1:4", **settings)
-    first.best = {sampler: 1.5 for sampler in first.samplers}
+    first.best = {sampler: 1.5 for sampler in first.settings}
     between = selection(model, tmp_path, samplers="none", **settings)
     between.load_state(first.state())
     last = selection(model, tmp_path, samplers="2:0:1:4,3:0:1:4", **settings)

@@ -1,0 +1,36 @@
+"""The result of a run: its model on the disk, the card beside it, and both on the Hub where asked for."""
+
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from ..files import whole_file, why_not_written
+from ..hub import push_to_hub, write_model_card
+from ..pipeline_ddim_custom import DDIMCustomPipeline
+from .config import TrainingConfig
+
+
+def save_model(pipeline: DDIMCustomPipeline, folder: Path):
+    """Save a pipeline; OSError, in one line, where it could not be written (safetensors has an error of its own)."""
+    try:
+        pipeline.save_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        reason = why_not_written(error)
+        raise OSError(f"the model was not written to {folder}: {reason}; checkpoints are intact") from error
+
+
+def publish(config: TrainingConfig, folder: Path, step: int):
+    """Write the model card, and push the result if the run is to; what fails there costs nothing on disk."""
+    latest = sorted((folder / "samples").glob(f"step-{step:07d}-*.png"))
+    if latest:
+        with whole_file(folder / "samples.png") as beside:
+            shutil.copyfile(latest[0], beside)
+    write_model_card(folder, repo_id=config.hub_model_id)
+    if not config.push_to_hub:
+        return
+    try:
+        print(f"pushed: {push_to_hub(folder, config.hub_model_id, private=config.hub_private or None)}")
+    except (OSError, ValueError) as error:
+        again = f"python examples/push_to_hub.py {folder} {config.hub_model_id}"
+        print(f"not pushed: {error}\nto retry: {again}{' --private' if config.hub_private else ''}")

@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 
 from ddim_hf.command_line import run
-from ddim_hf.evaluation.frechet import load_feature_extractor
-from ddim_hf.evaluation.results import tables
+from ddim_hf.evaluation.features import load_feature_extractor
+from ddim_hf.evaluation.tables import tables
 from ddim_hf.hub.model_card import clean, write_model_card
 from ddim_hf.training.log import read_log
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 
 from ddim_hf.command_line import run
-from ddim_hf.evaluation import evaluate
+from ddim_hf.evaluation import Question, evaluate
 from ddim_hf.processes import processes
 
 
@@ -50,7 +50,7 @@ def main():
     settings = vars(parser.parse_args())
     settings["also_stock"] = settings.pop("also") == "stock"
 
-    evaluate(**settings)
+    evaluate(Question(**settings))
     if processes().is_main_process:
         print(f"the figures lie in {settings['output']}")
 

@@ -196,7 +196,7 @@ def test_a_broken_torchvision_stops_evaluation_alone(model, tmp_path):
         "from ddim_hf import DDIMCustomPipeline\n"
         f"pipe = DDIMCustomPipeline.from_pretrained({str(model)!r})\n"
         "print(pipe(1, num_inference_steps=1).images[0].size)\n"
-        "from ddim_hf.evaluation.frechet import load_feature_extractor\n"
+        "from ddim_hf.evaluation.features import load_feature_extractor\n"
         "try:\n    load_feature_extractor()\nexcept ImportError as error:\n    print(error)\n"
     )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}

@@ -1,5 +1,8 @@
 """Evaluation: distances to real images, and errors on them."""
 
-from .questions import distances, evaluate, kernel_distance, load_reference
+from .figures import distances
+from .frechet import kernel_distance
+from .questions import Question, evaluate
+from .references import load_reference
 
-__all__ = ["distances", "evaluate", "kernel_distance", "load_reference"]
+__all__ = ["Question", "distances", "evaluate", "kernel_distance", "load_reference"]

@@ -10,22 +10,14 @@ from huggingface_hub.repocard import RepoCard
 from huggingface_hub.repocard_data import CardData
 from safetensors import SafetensorError, safe_open
 
+from ..metrics import DISTANCES, GENERAL, NAMES
+
 BEGIN = "<!-- ddim_hf:begin (each push rewrites what stands between these two marks, and nothing else) -->"
 END = "<!-- ddim_hf:end -->"
 # The innermost begin..end pair, so that a mark which lost its partner swallows none of the user's text.
 MARKED = re.compile(r"<!-- ddim_hf:begin(?:(?!<!-- ddim_hf:begin).)*?<!-- ddim_hf:end -->", re.DOTALL)
 
 TASK = "unconditional-image-generation"
-GENERAL = {"fid": "frechet_distance", "kid": "kernel_distance"}
-METRIC_NAMES = {
-    "fid": "FID",
-    "kid": "KID",
-    "frechet_distance": "Fréchet distance",
-    "kernel_distance": "Kernel distance",
-    "denoising_loss": "Denoising loss",
-    "reconstruction_mse": "Reconstruction MSE",
-}
-DISTANCES = tuple(METRIC_NAMES)[:4]
 PROTOCOL = [  # how a value was measured, in the order in which the card shows it
     *("num_images", "num_reference", "num_inference_steps", "eta", "tau", "variance", "mode", "reference", "split"),
     *("seed", "implementation", "network", "feature_extractor", "feature_extractor_hash", "weights_hash"),
@@ -178,7 +170,7 @@ def _kind(result: dict) -> str:
 
 
 def _metric_name(result: dict) -> str:
-    name = METRIC_NAMES.get(_kind(result), result["metric"])
+    name = NAMES.get(_kind(result), result["metric"])
     extractor = result.get("feature_extractor")
     return f"{name} over {extractor}" if extractor and _kind(result).endswith("_distance") else name
 

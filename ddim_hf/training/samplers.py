@@ -12,7 +12,9 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ..data import ImageSet
-from ..evaluation.frechet import Statistics, frechet_distance, load_feature_extractor, reference_statistics
+from ..evaluation.features import load_feature_extractor
+from ..evaluation.frechet import Statistics, frechet_distance
+from ..evaluation.references import reference_statistics
 from ..files import whole_file, whole_folder
 from ..images import image_grid, pixels_to_pil, states_to_pixels
 from ..pipeline_ddim_custom import DDIMCustomPipeline

@@ -17,13 +17,9 @@ from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
 from ddim_hf.data import load_images
 from ddim_hf.evaluation import distances, evaluate, kernel_distance
 from ddim_hf.evaluation.errors import denoising_loss, reconstruction_error
-from ddim_hf.evaluation.frechet import (
-    FeatureExtractor,
-    Statistics,
-    frechet_distance,
-    load_feature_extractor,
-    reference_statistics,
-)
+from ddim_hf.evaluation.features import FeatureExtractor, load_feature_extractor
+from ddim_hf.evaluation.frechet import Statistics, frechet_distance
+from ddim_hf.evaluation.references import reference_statistics
 from ddim_hf.generation import generate, load_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -240,8 +236,8 @@ def test_the_denoising_loss_of_no_prediction_is_one(files):
     """A network that predicts no noise has loss 1, in every range of timesteps, and the batch size changes nothing."""
     pipe = DDIMCustomPipeline.from_pretrained(files / "tiny")
     images = load_images("digits", split="train", resolution=8, channels=1)
-    loss = denoising_loss(pipe, images, num_images=30, seed=1, batch_size=7)[0]
-    assert denoising_loss(pipe, images, num_images=30, seed=1, batch_size=30)[0] == pytest.approx(loss, rel=1e-5)
+    loss = denoising_loss(pipe, images, num_images=30, seed=1, max_batch_size=7)[0]
+    assert denoising_loss(pipe, images, num_images=30, seed=1, max_batch_size=30)[0] == pytest.approx(loss, rel=1e-5)
     assert denoising_loss(pipe, images, num_images=30, seed=2)[0] != pytest.approx(loss, rel=1e-5)
     for parameter in pipe.unet.conv_out.parameters():
         parameter.data.zero_()
@@ -256,7 +252,7 @@ def test_the_reconstruction_error_is_the_mean_over_images(files):
     pipe = DDIMCustomPipeline.from_pretrained(files / "tiny")
     images = load_images("digits", split="test", resolution=8, channels=1)
     expected = pipe.reconstruct(images[:10], 4).mse.mean().item()
-    assert reconstruction_error(pipe, images, 4, num_images=10, batch_size=4) == pytest.approx(expected, rel=1e-4)
+    assert reconstruction_error(pipe, images, 4, num_images=10, max_batch_size=4) == pytest.approx(expected, rel=1e-4)
 
 
 # The table

@@ -15,7 +15,8 @@ from training_runs import config, difference, log_lines, save_features, save_tin
 
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.data import load_images
-from ddim_hf.evaluation.frechet import Statistics, frechet_distance, load_feature_extractor
+from ddim_hf.evaluation.features import load_feature_extractor
+from ddim_hf.evaluation.frechet import Statistics, frechet_distance
 from ddim_hf.images import states_to_pixels
 from ddim_hf.training import TrainingStopped, train
 from ddim_hf.training.samplers import Samplers

@@ -1,6 +1,6 @@
 """Tables of figures: those that do not compare stand apart."""
 
-from ddim_hf.evaluation.results import tables
+from ddim_hf.evaluation.tables import tables
 
 
 def test_tables_tell_networks_and_etas_apart():

@@ -1,0 +1,154 @@
+"""What distances are taken to: images, whose features are kept by content, or clean-fid's precomputed statistics."""
+
+import hashlib
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+from ..data import ImageSet, default_cache, load_images
+from ..files import whole_file
+from .features import FeatureExtractor
+from .frechet import Statistics
+
+BATCH = 128  # images of a set through the feature extractor at once
+CLEANFID_SPLITS = "train|test|trainval|trainval70k|custom"
+
+
+@dataclass
+class Reference:
+    """What distances are taken to: its images, or clean-fid's precomputed statistics (`images` is None)."""
+
+    name: str
+    split: str | None
+    images: ImageSet | None
+    resolution: int
+
+    def statistics(self, extractor: FeatureExtractor, mode: str, cache_dir: str | Path | None) -> Statistics:
+        if self.images is not None:
+            return reference_statistics(self.images, extractor, cache_dir)
+        mean, covariance = self._precomputed(mode, "FID")
+        return Statistics(mean, covariance, 2)  # the count is not on record, and not needed
+
+    def features(self, extractor: FeatureExtractor, mode: str, cache_dir: str | Path | None) -> np.ndarray:
+        if self.images is not None:
+            return reference_features(self.images, extractor, cache_dir)
+        return self._precomputed(mode, "KID")
+
+    def protocol(self) -> dict[str, Any]:
+        """What a figure says of it."""
+        count = None if self.images is None else len(self.images)
+        return {"reference": self.name, "split": self.split, "num_reference": count}
+
+    def _precomputed(self, mode: str, metric: str) -> Any:
+        from cleanfid.features import get_reference_statistics
+
+        try:
+            return get_reference_statistics(self.name, self.resolution, mode=mode, split=self.split, metric=metric)
+        except OSError as error:  # urllib's too
+            raise FileNotFoundError(
+                f"clean-fid has no {metric} statistics of {self.name}/{self.split} at {self.resolution} pixels here, "
+                f"and cannot download them ({error}): give --reference a dataset or a folder"
+            ) from error
+
+
+def load_reference(
+    name: str,
+    *,
+    resolution: int,
+    channels: int,
+    split: str | None = None,
+    image_column: str | None = None,
+    extractor: FeatureExtractor,
+    cache_dir: str | Path | None = None,
+) -> Reference:
+    """Open what `load_images` opens or, by a name such as "cifar10/train", clean-fid's precomputed statistics.
+
+    Raises:
+        ValueError: precomputed statistics with features other than Inception's.
+    """
+    known = re.fullmatch(rf"([\w-]+)/({CLEANFID_SPLITS})", name)
+    if known and not Path(name).exists():
+        if extractor.metric != "fid":
+            raise ValueError(f"reference {name!r} is clean-fid's, of Inception; {extractor.name} needs images")
+        return Reference(known[1], known[2], None, resolution)
+    images = load_images(
+        name, split=split, resolution=resolution, channels=channels, image_column=image_column, cache_dir=cache_dir
+    )
+    return Reference(short_name(name), images.split, images, resolution)
+
+
+def short_name(name: str | Path) -> str:
+    """A local path by its last part, so that no figure carries a machine's folders."""
+    return Path(name).resolve().name if Path(name).exists() else str(name)
+
+
+# Features of images, kept
+
+
+def reference_statistics(
+    images: ImageSet, extractor: FeatureExtractor, cache_dir: str | Path | None = None, batch_size: int = BATCH
+) -> Statistics:
+    """Statistics of all images, kept in `cache_dir` (as for `load_images`) by content: their fingerprint and the
+    extractor's name and hash. The first process to come computes them; the others wait for its file."""
+
+    def compute() -> dict[str, np.ndarray]:
+        whole = Statistics()
+        for features in feature_batches(images, extractor, batch_size):
+            whole.update(features)
+        return {"mean": whole.mean, "covariance": whole.covariance, "count": np.int64(whole.count)}
+
+    kept = _kept("statistics", images, extractor, cache_dir, compute)
+    return Statistics(kept["mean"], kept["covariance"], int(kept["count"]))
+
+
+def reference_features(
+    images: ImageSet, extractor: FeatureExtractor, cache_dir: str | Path | None = None, batch_size: int = BATCH
+) -> np.ndarray:
+    """Features of all images, float32 [N, D], kept as `reference_statistics` keeps its own (KID needs them)."""
+
+    def compute() -> dict[str, np.ndarray]:
+        return {"features": np.concatenate(list(feature_batches(images, extractor, batch_size)))}
+
+    return _kept("features", images, extractor, cache_dir, compute)["features"]
+
+
+def feature_batches(
+    images: ImageSet, extractor: FeatureExtractor, batch_size: int = BATCH, count: int | None = None
+) -> Iterator[np.ndarray]:
+    """Yield the features of one batch after the other, of all images or of the first `count`."""
+    count = len(images) if count is None else count
+    with tqdm(total=count, desc=f"features of {images.name}", unit=" images", delay=2) as bar:
+        for start in range(0, count, batch_size):
+            batch = images[start : min(start + batch_size, count)]
+            yield extractor(batch)
+            bar.update(len(batch))
+
+
+def _kept(
+    kind: str,
+    images: ImageSet,
+    extractor: FeatureExtractor,
+    cache_dir: str | Path | None,
+    compute: Callable[[], dict[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    key = hashlib.sha256(f"{images.fingerprint} {extractor.name} {extractor.hash}".encode()).hexdigest()[:32]
+    file = Path(cache_dir or default_cache()) / "features" / f"{kind}-{key}.npz"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{file}.lock").acquire()
+    except OSError as error:
+        warnings.warn(f"{file.parent} cannot be written ({error}): features are not kept", stacklevel=3)
+        return compute()
+    with lock:
+        if not file.is_file():
+            with whole_file(file) as beside:
+                np.savez(beside, **compute())
+        with np.load(file) as kept:
+            return dict(kept)

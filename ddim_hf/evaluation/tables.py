@@ -1,0 +1,86 @@
+"""Rows of results as Markdown tables in the form of the paper's table 1, and as a plot."""
+
+from pathlib import Path
+from typing import Any
+
+from ..files import whole_file
+from ..metrics import FRECHET, NAMES
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a table for each metric and protocol, eta down (sigma_hat last) and S across."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(_title(row), []).append(row)
+    return "\n".join(f"{title}\n\n{_table(group)}" for title, group in groups.items())
+
+
+def _title(row: dict[str, Any]) -> str:
+    parts = [NAMES.get(row["metric"], row["metric"])]
+    if row.get("feature_extractor"):
+        parts[0] += f" on {row['feature_extractor']} ({row['feature_extractor_hash'][:12]})"
+    count = f"{row['num_reference']:,} of " if row.get("num_reference") else ""
+    parts += [f"{row['num_images']:,} images", f"{count}{row['reference']} {row.get('split') or ''}".strip()]
+    for key in ("tau", "seed", "implementation", "network", "model"):
+        if row.get(key) is not None:
+            parts.append(f"{key} {row[key]}")
+    weights = f" ({row['weights_hash'][:12]})" if row.get("weights_hash") else ""
+    return f"**{', '.join(parts)}{weights}**"
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    if rows[0]["metric"] == "denoising_loss":
+        ranges = rows[-1]["by_timesteps"]
+        head = ["all timesteps", *(f"{first:g}-{last:g}" for first, last, _ in ranges)]
+        return _markdown(head, [[_shown(rows[-1]["value"]), *(_shown(value) for *_, value in ranges)]])
+    if all(row.get("num_inference_steps") is None for row in rows):  # of images, with no sampler
+        return _markdown(["value"], [[_shown(rows[-1]["value"])]])
+    steps = sorted({row.get("num_inference_steps") or 0 for row in rows})
+    kinds = sorted({_kind(row) for row in rows})
+    cells = {(_kind(row), row.get("num_inference_steps") or 0): _shown(row["value"]) for row in rows}
+    head = ["eta", *(f"S = {count}" if count else "" for count in steps)]
+    return _markdown(head, [[kind[1], *(cells.get((kind, count), "") for count in steps)] for kind in kinds])
+
+
+def _kind(row: dict[str, Any]) -> tuple[float, str]:
+    """A row of the table: where it sorts, and its name."""
+    if row.get("variance") == "sigma_hat":
+        return 2.0, "sigma_hat"
+    return (-1.0, "") if row.get("eta") is None else (row["eta"], str(float(row["eta"])))
+
+
+def _markdown(head: list[str], body: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _shown(value: float) -> str:
+    return f"{value:.2f}" if value >= 1 else f"{value:.4g}"
+
+
+def plot(rows: list[dict[str, Any]], file: Path):
+    """Distance by S, a line for each eta, tau and implementation."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines: dict[str, list[tuple[int, float]]] = {}
+    several = len({row.get("network") for row in rows if row.get("num_inference_steps")}) > 1
+    for row in rows:
+        if row["metric"] in FRECHET and row.get("num_inference_steps"):
+            label = f"eta {_kind(row)[1]}, {row['tau']}, {row['implementation']}, {row['num_images']:,} images"
+            label += f", {row['network']}" if several and row.get("network") else ""
+            name = f"{NAMES[row['metric']]} on {row['feature_extractor']}"
+            lines.setdefault(f"{name}, {label}", []).append((row["num_inference_steps"], row["value"]))
+    if not lines:
+        return
+    figure, axes = pyplot.subplots(figsize=(7, 5))
+    for label, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+    axes.set(xscale="log", xlabel="steps S", ylabel="distance")
+    axes.legend(fontsize=7)
+    figure.tight_layout()
+    with whole_file(file) as beside:
+        figure.savefig(beside, format="png", dpi=120)
+    pyplot.close(figure)

@@ -1,7 +1,8 @@
-"""Images in: any source of images as a set of uint8 tensors."""
+"""Images in: any source of images as a set of uint8 tensors, or as they are encoded."""
 
 from .cache import default_cache
 from .decoding import IMAGE_SUFFIXES
 from .image_set import ImageSet, load_images
+from .sources import open_source
 
-__all__ = ["IMAGE_SUFFIXES", "ImageSet", "default_cache", "load_images"]
+__all__ = ["IMAGE_SUFFIXES", "ImageSet", "default_cache", "load_images", "open_source"]

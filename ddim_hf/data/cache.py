@@ -21,7 +21,8 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from ..files import whole_file, write_text
-from .decoding import decode, reason, unreadable
+from .decoding import decode
+from .messages import reason, unreadable
 from .sources import Source
 
 IN_MEMORY_BYTES = 2 * 2**30  # the most that each process holds itself, where the cache cannot be written
@@ -46,10 +47,10 @@ def digest(*parts: Any) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def fingerprint(source: Source, channels: int, resolution: int, cache: Path) -> str:
+def fingerprint(source: Source, channels: int, resolution: int, cache: Path, refresh: bool = False) -> str:
     """Of the encoded images, in order. Remembered by the source's stamp, so that only new data is read through."""
     memo = cache / f"{digest(source.stamp())}.content"
-    if memo.is_file():
+    if memo.is_file() and not refresh:
         content = memo.read_text()
     else:
         blocks = _in_blocks(lambda block: list(map(_digest_image, source.read(block))), len(source), 64, "Reading")
@@ -65,7 +66,7 @@ def _digest_image(encoded: bytes | None) -> str:
 
 
 def decode_or_reuse(
-    source: Source, shape: Shape, cache: Path, key: str, *, max_bytes: int, skip_broken: bool
+    source: Source, shape: Shape, cache: Path, key: str, *, max_bytes: int, skip_broken: bool, refresh: bool
 ) -> tuple[np.ndarray | None, Broken]:
     """The pixels of all readable images, [N, C, H, W], or None beyond `max_bytes`; and which are not readable.
 
@@ -76,6 +77,8 @@ def decode_or_reuse(
     pixels_file, notes = cache / f"{key}.npy", cache / f"{key}.json"
     fits = np.prod(shape) <= max_bytes
     with _lock(cache / f"{key}.lock") as writable:
+        if refresh and writable:
+            notes.unlink(missing_ok=True)
         with suppress(OSError, ValueError):  # not there, or not whole: made anew
             broken = {int(number): why for number, why in json.loads(notes.read_text()).items()}
             pixels = np.load(pixels_file, mmap_mode="r") if fits else None

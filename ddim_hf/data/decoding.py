@@ -66,12 +66,3 @@ def _fit(image: Image.Image, resolution: int) -> Image.Image:
     if side != resolution:
         image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
     return image
-
-
-def reason(error: Exception) -> str:
-    """What an error of another library says, as the middle of a line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
-
-
-def unreadable(label: str, why: str) -> ValueError:
-    return ValueError(f"{label} cannot be read ({why}): mend it, or leave such images out with --skip_broken")

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from .cache import THREADS, decode_or_reuse, default_cache, digest, fingerprint
-from .decoding import decode, reason, to_pixels, unreadable
+from .decoding import decode, to_pixels
+from .messages import reason, refuse_options, unreadable
 from .sources import Source, digits, open_source
 
 
@@ -68,35 +69,55 @@ def load_images(
     resolution: int = 32,
     channels: int = 3,
     image_column: str | None = None,
+    config_name: str | None = None,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
+    refresh_cache: bool = False,
     skip_broken: bool = False,
     max_cached_bytes: int = 16 * 2**30,
 ) -> ImageSet:
-    """Opens a set of images, each resized (Lanczos, antialiased) and centre-cropped to `resolution` pixels a side.
+    """Open a set of images, each centre-cropped and resized (Lanczos, antialiased) to `resolution` pixels a side.
 
-    `name` is "digits" (scikit-learn's 1,797 images; "test" is every tenth, "train" the others), a local folder of
-    images, a folder with parquet files, one parquet file, a `save_to_disk` folder, or a dataset's id on the Hub (at
-    `revision`). `split` None means "train", or else the only split. Of a folder of images, the sub-folders train,
-    validation, valid, val and test are splits; any others are not. Any image mode becomes `channels` 1 or 3: alpha is
-    laid on white, 16 bits are scaled to 8, floats are taken as 0..1 (or 0..255 where any is above 1).
+    Any image mode becomes `channels` 1 or 3: alpha is laid on white, 16 bits are scaled to 8, floats are taken as 0..1
+    (or 0..255 where any is above 1).
 
-    Decoded images lie in `cache_dir` (default `$DDIM_HF_CACHE`, else `$XDG_CACHE_HOME/ddim_hf`, else
-    `~/.cache/ddim_hf`); sets beyond `max_cached_bytes` are read through once and then decoded on each access.
+    Decoded images are kept in `cache_dir` by their fingerprint, a hash of their encoded bytes. So that a known set is
+    not read through each time, the fingerprint is remembered by what is cheap to look up: of image files the path,
+    size, inode and times of last modification and change, so that a replaced file is always seen; of everything else
+    the `datasets` library's own fingerprint, which sees a replaced file by its modification time alone.
 
-    Raises ValueError or FileNotFoundError, in one line, for a set, split or column that is not there and for an image
-    that cannot be read, unless `skip_broken`, which leaves such out; OSError where the disk is too full for the cache.
+    Args:
+        name: "digits" (scikit-learn's 1,797 images; "test" is every tenth, "train" the others); a folder of images,
+            of parquet files or of ZIP or TAR archives; what `ddim_hf.generation.generate` wrote; one parquet file; a
+            `save_to_disk` folder; or a dataset's id on the Hub.
+        split: None means "train", or else the only one. The folders train, validation, valid, val and test are
+            splits if no other folder beside them holds images; else all images are the split "train".
+        image_column: found by its type, or by its bytes, if not given.
+        config_name: the configuration, of a dataset that has several.
+        revision: branch, tag or commit of a dataset on the Hub.
+        cache_dir: default `$DDIM_HF_CACHE`, else `$XDG_CACHE_HOME/ddim_hf`, else `~/.cache/ddim_hf`.
+        refresh_cache: read and decode everything again, whatever is remembered.
+        skip_broken: leave out images that cannot be read, with a warning.
+        max_cached_bytes: sets that are larger when decoded are read through once and then decoded on each access.
+
+    Raises:
+        ValueError, FileNotFoundError: in one line, for a set, split or column that is not there, and for an image that
+            cannot be read.
+        OSError: the disk is too full for the cache.
+        ImportError: the set needs a library that is not installed.
     """
     if channels not in (1, 3) or resolution < 1:
         raise ValueError(f"channels must be 1 or 3 and resolution at least 1, not {channels} and {resolution}")
+    chosen = {"image_column": image_column, "config_name": config_name, "revision": revision}
     if name == "digits":
+        refuse_options(name, **chosen)
         return _load_digits(split, resolution, channels)
-    source, split = open_source(str(name), split, image_column, revision)
+    source, split = open_source(str(name), split, **chosen, refresh_cache=refresh_cache)
     cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
-    key = fingerprint(source, channels, resolution, cache)
+    key = fingerprint(source, channels, resolution, cache, refresh_cache)
     shape = (len(source), channels, resolution, resolution)
-    limits = {"max_bytes": max_cached_bytes, "skip_broken": skip_broken}
-    pixels, broken = decode_or_reuse(source, shape, cache, key, **limits)
+    options = {"max_bytes": max_cached_bytes, "skip_broken": skip_broken, "refresh": refresh_cache}
+    pixels, broken = decode_or_reuse(source, shape, cache, key, **options)
 
     if broken and not skip_broken:  # found by an earlier call that left them out
         raise unreadable(source.label(min(broken)), broken[min(broken)])

@@ -5,10 +5,8 @@ import warnings
 
 import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
-from image_files import dataset, error_line, expected, noise, png, write_folder
+from image_files import dataset, error_line, expected, write_folder
 
 from ddim_hf.data import load_images
 
@@ -51,37 +49,6 @@ def test_every_local_form_of_the_same_images_gives_the_same_set_without_network(
         assert "no split 'dev': choose from ['train'" in error_line(ValueError, name, split="dev")
 
 
-def test_class_folders_are_one_set_and_split_folders_are_splits(tmp_path):
-    """Class sub-folders are read in the order of their paths, without hidden files; train/ and test/ are splits."""
-    for name in ("b", "a/deep"):
-        write_folder(tmp_path / "classes" / name, 2)
-    (tmp_path / "classes" / "a" / "._x.png").write_bytes(b"not an image")
-    (tmp_path / "classes" / "notes.txt").write_text("not an image")
-    both = load_images(str(tmp_path / "classes"), resolution=8)
-    np.testing.assert_array_equal(both[:], np.concatenate([expected(2), expected(2)]))
-    write_folder(tmp_path / "splits" / "train" / "cat", 3)
-    write_folder(tmp_path / "splits" / "test" / "cat", 2)
-    assert len(load_images(str(tmp_path / "splits"), resolution=8)) == 3
-    assert len(load_images(str(tmp_path / "splits"), resolution=8, split="test")) == 2
-
-
-def test_the_image_column_is_found_by_its_type_or_by_its_bytes(tmp_path):
-    """Plain parquet bytes or structs without Hugging Face metadata are found; a doubtful or wrong one is an error."""
-    encoded = [png(noise(seed=number)) for number in range(5)]
-    structs = [{"bytes": item, "path": "x.png"} for item in encoded]
-    for name, column in (("bytes", pa.array(encoded)), ("struct", pa.array(structs))):
-        table = pa.table({"other": pa.array([b"no image"] * 5), "jpg": column})
-        pa.parquet.write_table(table, tmp_path / f"{name}.parquet")
-        np.testing.assert_array_equal(load_images(str(tmp_path / f"{name}.parquet"), resolution=8)[:], expected())
-    dataset(3, ("left", "right")).save_to_disk(tmp_path / "two")
-    assert "from ['left', 'right']" in error_line(ValueError, tmp_path / "two")
-    assert "['left', 'right', 'label']" in error_line(ValueError, tmp_path / "two", image_column="img")
-    assert "from ['left', 'right']" in error_line(ValueError, tmp_path / "two", image_column="label")
-    assert len(load_images(str(tmp_path / "two"), resolution=8, image_column="right")) == 3
-    datasets.Dataset.from_dict({"label": [1, 2]}).save_to_disk(tmp_path / "none")
-    assert "no column of images: its columns are ['label']" in error_line(ValueError, tmp_path / "none")
-
-
 def test_a_wrong_name_or_setting_is_told_in_one_line(tmp_path, monkeypatch):
     """Folders without images, absent paths, other files, unknown Hub ids and wrong channels: each has its line."""
     (tmp_path / "empty").mkdir()
@@ -91,7 +58,7 @@ def test_a_wrong_name_or_setting_is_told_in_one_line(tmp_path, monkeypatch):
     assert "does not exist" in error_line(FileNotFoundError, tmp_path / "absent")
     assert "not a .parquet file" in error_line(ValueError, tmp_path / "notes.txt")
     assert "torn.parquet" in error_line(FileNotFoundError, tmp_path / "torn.parquet")
-    assert "no column 'img'" in error_line(ValueError, write_folder(tmp_path / "images"), image_column="img")
+    assert "image_column is 'img'" in error_line(ValueError, write_folder(tmp_path / "images"), image_column="img")
     assert "channels must be 1 or 3" in error_line(ValueError, "digits", channels=2)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

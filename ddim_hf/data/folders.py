@@ -1,0 +1,217 @@
+"""Folders of images: which files are read, which folders are splits; and what `ddim_hf.generation.generate` left."""
+
+import io
+import json
+import os
+import re
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .decoding import IMAGE_SUFFIXES
+from .messages import ALLOWED, reason, tell_left_out
+
+ARCHIVE_SUFFIXES = (".tar", ".zip")
+UNREAD_SUFFIXES = tuple(".heic .heif .jxl .svg .psd .exr .dng .cr2 .nef .arw".split())  # which Pillow cannot decode
+SPLIT_FOLDERS = {"train", "validation", "valid", "val", "test"}
+SHARD = re.compile(r"(\d{8})-(\d{8})\.npy")  # a file of generated images, by its first and last number
+
+
+class ImageFiles:
+    """Image files."""
+
+    def __init__(self, paths: list[Path]):
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, numbers: Iterable[int]) -> Iterator[bytes | None]:
+        for number in numbers:
+            try:
+                yield self.paths[number].read_bytes()
+            except FileNotFoundError:  # a link that leads nowhere
+                yield None
+
+    def label(self, number: int) -> str:
+        return str(self.paths[number])
+
+    def stamp(self) -> str:
+        return _stamp(self.paths)
+
+
+class SampleShards:
+    """The images in the .npy files of `ddim_hf.generation.generate`, as the PNG files that it would have written."""
+
+    def __init__(self, files: list[Path]):
+        self.files, self.shards = files, [_open_shard(file) for file in files]
+        self.ends = np.cumsum([len(shard) for shard in self.shards])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """Which shard, and which row of it."""
+        shard = int(np.searchsorted(self.ends, number, side="right"))
+        return shard, number - (int(self.ends[shard - 1]) if shard else 0)
+
+    def read(self, numbers: Iterable[int]) -> Iterator[bytes]:
+        for shard, row in map(self._place, numbers):
+            pixels = self.shards[shard][row]
+            file = io.BytesIO()
+            Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).save(file, format="PNG")
+            yield file.getvalue()
+
+    def label(self, number: int) -> str:
+        shard, row = self._place(number)
+        return f"image {row} of {self.files[shard]}"
+
+    def stamp(self) -> str:
+        return _stamp(self.files)
+
+
+def _open_shard(file: Path) -> np.ndarray:
+    """Its pixels, uint8 [N, H, W, C] or [N, H, W], mapped."""
+    first, last = map(int, SHARD.fullmatch(file.name).groups())
+    try:
+        pixels = np.load(file, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{file} cannot be read ({reason(error)}): make it again") from error
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or len(pixels) != last - first + 1:
+        raise ValueError(f"{file} holds {pixels.dtype} of shape {pixels.shape}, not {last - first + 1} uint8 images")
+    return pixels
+
+
+def _stamp(files: list[Path]) -> str:
+    """Paths, sizes and times. The time of the last change (ctime) cannot be set back, as rsync -t does the other's."""
+    lines = []
+    for file in files:
+        try:
+            stat = file.stat()
+            lines.append(f"{file.absolute()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}")
+        except FileNotFoundError:
+            lines.append(f"{file.absolute()}|")
+    return "\n".join(lines)
+
+
+# Folders of image files
+
+
+def open_folder(name: str, folder: Path, files: list[Path]) -> dict[str, ImageFiles | SampleShards]:
+    """The images of a folder, by split; `files` are what `visible_files` gives for it.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: a shard that is torn.
+    """
+    images = _with(IMAGE_SUFFIXES, files)
+    shards = [file for file in files if SHARD.fullmatch(file.name)]
+    if not images and not shards:
+        raise FileNotFoundError(f"no images in the folder {name!r}: {ALLOWED}")
+    tell_left_out(name, _with(UNREAD_SUFFIXES, files), "images of formats that are not read")
+    if images:
+        tell_left_out(name, _with(ARCHIVE_SUFFIXES, files), "archives beside the images")
+        tell_left_out(name, shards, "arrays beside the images")
+    splits = {
+        split: (ImageFiles if images else SampleShards)(sorted(own, key=Path.as_posix))
+        for split, own in _by_split(name, _image_root(folder), images or shards).items()
+    }
+    _compare_with_manifest(name, _image_root(folder), sum(map(len, splits.values())))
+    return splits
+
+
+def _with(suffixes: tuple[str, ...], files: list[Path]) -> list[Path]:
+    return [file for file in files if file.suffix.lower() in suffixes]
+
+
+def _by_split(name: str, root: Path, images: list[Path]) -> dict[str, list[Path]]:
+    """The images by split: top folders are splits if all of them that hold images are called so, else all is one."""
+    by_top: dict[str, list[Path]] = {}
+    for image in images:
+        by_top.setdefault(image.relative_to(root).parts[0] if image.parent != root else "", []).append(image)
+    beside = by_top.pop("", [])
+    named = sorted(by_top.keys() & SPLIT_FOLDERS)
+    others = sorted(by_top.keys() - SPLIT_FOLDERS)
+    if named and not others:
+        tell_left_out(name, beside, f"images beside the splits {named}")
+        return {split: by_top[split] for split in named}
+    if len(named) > 1:  # one may be a class of that name
+        warnings.warn(
+            f"{name}: its folders {named} are read as one set with the others, {', '.join(others[:3])}, and not as "
+            f"splits: {len(images)} images",
+            stacklevel=4,
+        )
+    first_path: dict[str, Path] = {}
+    once = [image for image in images if first_path.setdefault(_real_folder(image), image.parent) == image.parent]
+    tell_left_out(name, {*images} - {*once}, "images that a link leads to a second time")
+    return {"train": once}
+
+
+def _real_folder(image: Path) -> str:
+    return os.path.realpath(image.parent)
+
+
+def visible_files(name: str, folder: Path) -> list[Path]:
+    """Every file of a folder that is not hidden, below links to folders too, but below a top folder only once."""
+    root = _image_root(folder)
+    found, seen, not_followed = [], set(), []
+    pending = deque([root])  # links last, so that what they lead to keeps its own path
+    while pending:
+        for below, subfolders, files in os.walk(pending.popleft()):
+            place = _place(root, Path(below))
+            if place in seen or _leads_back(root, Path(below)):
+                not_followed.append(Path(below))
+                subfolders.clear()
+                continue
+            seen.add(place)
+            subfolders[:] = sorted(filter(_is_visible, subfolders))
+            pending.extend(Path(below, sub) for sub in subfolders if Path(below, sub).is_symlink())
+            found += [Path(below, file) for file in files if _is_visible(file)]
+    tell_left_out(name, not_followed, "links to folders that are read already")
+    return found
+
+
+def _place(root: Path, folder: Path) -> tuple[tuple[str, ...], str]:
+    """The top folder by way of which a folder is reached, and where it is."""
+    return folder.relative_to(root).parts[:1], os.path.realpath(folder)
+
+
+def _is_visible(name: str) -> bool:
+    """Whether a file or folder is read: not what is hidden, nor what macOS puts into archives."""
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def _leads_back(root: Path, folder: Path) -> bool:
+    """Whether it is a link, below the root, to a folder that it lies in."""
+    if folder == root or not folder.is_symlink():
+        return False
+    return Path(os.path.realpath(folder.parent)).is_relative_to(os.path.realpath(folder))
+
+
+# What `ddim_hf.generation.generate` leaves: images/ and manifest.json, and at times samples.png and denoising.gif
+
+
+def _image_root(folder: Path) -> Path:
+    """Of such a folder the one that holds its images; any other as it is."""
+    return folder / "images" if (folder / "images").is_dir() and _manifest(folder) else folder
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What was to be sampled; empty where no such file lies."""
+    with suppress(OSError, ValueError):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if isinstance(manifest, dict) and {"num_images", "num_inference_steps", "format"} <= manifest.keys():
+            return manifest
+    return {}
+
+
+def _compare_with_manifest(name: str, images: Path, count: int):
+    wanted = _manifest(images.parent).get("num_images", count)
+    if wanted != count:
+        warnings.warn(f"{name}: holds {count} images, and {wanted} were to be sampled", stacklevel=4)

@@ -1,0 +1,151 @@
+"""What the datasets library loads: rows of any kind, configurations, odd paths, and all that it says."""
+
+import zipfile
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from image_files import dataset, error_line, expected, noise, png, write_folder
+
+from ddim_hf.data import load_images
+
+pytestmark = pytest.mark.usefixtures("own_caches", "no_network")
+
+
+def zipped(folder, count=5):
+    """A folder with an archive of images, as macOS makes it."""
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        for number in range(count):
+            archive.writestr(f"cats/{number:03}.png", png(noise(seed=number)))
+            archive.writestr(f"__MACOSX/cats/._{number:03}.png", b"not an image")
+    return folder
+
+
+@pytest.mark.parametrize("limit", [2**30, 0])
+def test_images_in_an_archive_are_read(tmp_path, limit):
+    """The PNG files in a ZIP file, which datasets names zip://..., load like those in a folder, from many threads."""
+    images = load_images(str(zipped(tmp_path / "zipped", 150)), resolution=8, max_cached_bytes=limit)
+    np.testing.assert_array_equal(images[:], expected(150))
+    assert images.fingerprint == load_images(str(write_folder(tmp_path / "plain", 150)), resolution=8).fingerprint
+
+
+def test_an_archive_is_opened_once(tmp_path, monkeypatch):
+    """Reading many images of an archive reads its list of files once, so that time does not grow as the square."""
+    opened = []
+    real = zipfile.ZipFile._RealGetContents
+    folder = zipped(tmp_path / "zipped", 50)
+    from ddim_hf.data import open_source
+
+    source, _ = open_source(str(folder))
+    monkeypatch.setattr(zipfile.ZipFile, "_RealGetContents", lambda self: (opened.append(1), real(self))[1])
+    assert [np.asarray(row) is not None for row in source.read(range(50))] == [True] * 50
+    assert len(opened) == 1
+
+
+@pytest.fixture
+def configs(tmp_path):
+    """A set of two configurations, as its card lists them."""
+    folder = tmp_path / "several"
+    for name, count in (("small", 2), ("large", 5)):
+        (folder / name).mkdir(parents=True)
+        dataset(count).to_parquet(folder / name / "train.parquet")
+    lines = ["---", "configs:"]
+    for name in ("small", "large"):
+        lines += [f"- config_name: {name}", f"  data_files: {name}/train.parquet"]
+    (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
+    return folder
+
+
+def test_a_configuration_is_chosen_or_the_choice_is_told(configs):
+    """config_name picks one of several; without it, or with an unknown one, the error names them all, in one line."""
+    assert len(load_images(str(configs), resolution=8, config_name="small")) == 2
+    assert len(load_images(str(configs), resolution=8, config_name="large")) == 5
+    line = error_line(FileNotFoundError, configs)
+    assert "Config name is missing" in line and "['small', 'large']" in line and "'digits'" in line
+    assert "['small', 'large']" in error_line(FileNotFoundError, configs, config_name="medium")
+
+
+@pytest.mark.parametrize("name", ["[2024] cats", "a*b", "what?"])
+def test_a_path_is_a_path_and_no_pattern(tmp_path, name):
+    """Parquet below a folder with brackets, stars or question marks in its name is found, and nothing else is."""
+    for folder in (name, "axb", "a-long-b", "whatx"):
+        data = tmp_path / folder / "data"
+        data.mkdir(parents=True)
+        dataset(5 if folder == name else 1).to_parquet(data / "train-00000-of-00001.parquet")
+        dataset(2 if folder == name else 1).to_parquet(data / "test-00000-of-00001.parquet")
+    folder = tmp_path / name
+    assert len(load_images(str(folder), resolution=8)) == 5
+    assert len(load_images(str(folder), resolution=8, split="test")) == 2
+    assert len(load_images(str(folder / "data" / "train-00000-of-00001.parquet"), resolution=8)) == 5
+    dataset(3).save_to_disk(folder / "saved")
+    assert len(load_images(str(folder / "saved"), resolution=8)) == 3
+    zipped(folder / "zipped")
+    np.testing.assert_array_equal(load_images(str(folder / "zipped"), resolution=8)[:], expected())
+
+
+def test_an_option_that_means_nothing_for_a_set_is_refused(tmp_path):
+    """A revision of what lies here, a configuration of a file, a column of image files: one line each, not dropped."""
+    folder = write_folder(tmp_path / "plain")
+    dataset().to_parquet(tmp_path / "one.parquet")
+    dataset().save_to_disk(tmp_path / "saved")
+    for name, options in (
+        (folder, {"revision": "main"}),
+        (folder, {"config_name": "small"}),
+        (folder, {"image_column": "img"}),
+        (tmp_path / "one.parquet", {"revision": "main"}),
+        (tmp_path / "one.parquet", {"config_name": "small"}),
+        (tmp_path / "saved", {"config_name": "small"}),
+        ("digits", {"image_column": "img"}),
+        ("digits", {"config_name": "small"}),
+        ("digits", {"revision": "main"}),
+    ):
+        (option, value) = next(iter(options.items()))
+        assert f"{option} is {value!r}, and {str(name)!r} has no such thing" in error_line(ValueError, name, **options)
+
+
+def test_the_revision_and_the_configuration_reach_the_hub(monkeypatch):
+    """Of a set on the Hub, load_dataset is asked for the configuration and revision that were given."""
+    asked = {}
+
+    def load_dataset(path, **arguments):
+        asked.update(arguments, path=path)
+        raise ConnectionError("first line\nsecond line")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    line = error_line(FileNotFoundError, "org/set", config_name="small", revision="v1.0")
+    assert (asked["path"], asked["name"], asked["revision"]) == ("org/set", "small", "v1.0")
+    assert "first line second line" in line
+
+
+def test_images_beside_tables_are_told(tmp_path):
+    """datasets reads the most frequent kind of file alone; how many of the other kind lie there is said."""
+    (tmp_path / "tables" / "data").mkdir(parents=True)
+    for part in range(3):
+        dataset().to_parquet(tmp_path / "tables" / "data" / f"train-{part:05}-of-00003.parquet")
+    (tmp_path / "tables" / "teaser.png").write_bytes(png(noise()))
+    with pytest.warns(UserWarning, match="left out 1 images beside the tables: .*teaser.png"):
+        assert len(load_images(str(tmp_path / "tables"), resolution=8)) == 15
+    write_folder(tmp_path / "images", 4)
+    dataset().to_parquet(tmp_path / "images" / "one.parquet")
+    with pytest.warns(UserWarning, match="left out 1 tables beside the images: .*one.parquet"):
+        assert len(load_images(str(tmp_path / "images"), resolution=8)) == 4
+
+
+def test_the_image_column_is_found_by_its_type_or_by_its_bytes(tmp_path):
+    """Plain parquet bytes or structs without Hugging Face metadata are found; a doubtful or wrong one is an error."""
+    encoded = [png(noise(seed=number)) for number in range(5)]
+    structs = [{"bytes": item, "path": "x.png"} for item in encoded]
+    for name, column in (("bytes", pa.array(encoded)), ("struct", pa.array(structs))):
+        table = pa.table({"other": pa.array([b"no image"] * 5), "jpg": column})
+        pa.parquet.write_table(table, tmp_path / f"{name}.parquet")
+        np.testing.assert_array_equal(load_images(str(tmp_path / f"{name}.parquet"), resolution=8)[:], expected())
+    dataset(3, ("left", "right")).save_to_disk(tmp_path / "two")
+    assert "from ['left', 'right']" in error_line(ValueError, tmp_path / "two")
+    assert "['left', 'right', 'label']" in error_line(ValueError, tmp_path / "two", image_column="img")
+    assert "from ['left', 'right']" in error_line(ValueError, tmp_path / "two", image_column="label")
+    assert len(load_images(str(tmp_path / "two"), resolution=8, image_column="right")) == 3
+    datasets.Dataset.from_dict({"label": [1, 2]}).save_to_disk(tmp_path / "none")
+    assert "no column of images: its columns are ['label']" in error_line(ValueError, tmp_path / "none")

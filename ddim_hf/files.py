@@ -2,11 +2,13 @@
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -52,6 +54,14 @@ def write_text(path: str | Path, text: str):
     """Replace a small file as a whole."""
     with whole_file(path) as beside:
         beside.write_text(text)
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file; ValueError that names the file where it is none."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): save or download it again") from error
 
 
 def sync(path: Path):

@@ -19,7 +19,8 @@ from pathlib import Path
 from ddim_hf.command_line import run
 from ddim_hf.evaluation.features import load_feature_extractor
 from ddim_hf.evaluation.tables import tables
-from ddim_hf.hub.model_card import clean, write_model_card
+from ddim_hf.hub import write_model_card
+from ddim_hf.hub.redaction import redact_command
 from ddim_hf.training.log import read_log
 
 HERE = Path(__file__).parent
@@ -146,13 +147,13 @@ def report(recipe: str, folder: Path, dataset: str, note: str) -> str:
 Written by
 
 ```sh
-python examples/cifar10.py {clean(shlex.join(words))}
+python examples/cifar10.py {redact_command(shlex.join(words))}
 ```
 
 from what the run recorded, whose training was started, or last gone on with, by
 
 ```sh
-{clean(config["command"])}
+{redact_command(config["command"])}
 ```
 
 {note}

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import whole_file
+from ..markdown import grid, noise, shown, table
 from ..metrics import FRECHET, NAMES
 
 
@@ -32,30 +33,10 @@ def _table(rows: list[dict[str, Any]]) -> str:
     if rows[0]["metric"] == "denoising_loss":
         ranges = rows[-1]["by_timesteps"]
         head = ["all timesteps", *(f"{first:g}-{last:g}" for first, last, _ in ranges)]
-        return _markdown(head, [[_shown(rows[-1]["value"]), *(_shown(value) for *_, value in ranges)]])
+        return table(head, [[shown(rows[-1]["value"]), *(shown(value) for *_, value in ranges)]])
     if all(row.get("num_inference_steps") is None for row in rows):  # of images, with no sampler
-        return _markdown(["value"], [[_shown(rows[-1]["value"])]])
-    steps = sorted({row.get("num_inference_steps") or 0 for row in rows})
-    kinds = sorted({_kind(row) for row in rows})
-    cells = {(_kind(row), row.get("num_inference_steps") or 0): _shown(row["value"]) for row in rows}
-    head = ["eta", *(f"S = {count}" if count else "" for count in steps)]
-    return _markdown(head, [[kind[1], *(cells.get((kind, count), "") for count in steps)] for kind in kinds])
-
-
-def _kind(row: dict[str, Any]) -> tuple[float, str]:
-    """A row of the table: where it sorts, and its name."""
-    if row.get("variance") == "sigma_hat":
-        return 2.0, "sigma_hat"
-    return (-1.0, "") if row.get("eta") is None else (row["eta"], str(float(row["eta"])))
-
-
-def _markdown(head: list[str], body: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def _shown(value: float) -> str:
-    return f"{value:.2f}" if value >= 1 else f"{value:.4g}"
+        return table(["value"], [[shown(rows[-1]["value"])]])
+    return grid(rows)
 
 
 def plot(rows: list[dict[str, Any]], file: Path):
@@ -69,7 +50,7 @@ def plot(rows: list[dict[str, Any]], file: Path):
     several = len({row.get("network") for row in rows if row.get("num_inference_steps")}) > 1
     for row in rows:
         if row["metric"] in FRECHET and row.get("num_inference_steps"):
-            label = f"eta {_kind(row)[1]}, {row['tau']}, {row['implementation']}, {row['num_images']:,} images"
+            label = f"eta {noise(row)[1]}, {row['tau']}, {row['implementation']}, {row['num_images']:,} images"
             label += f", {row['network']}" if several and row.get("network") else ""
             name = f"{NAMES[row['metric']]} on {row['feature_extractor']}"
             lines.setdefault(f"{name}, {label}", []).append((row["num_inference_steps"], row["value"]))

@@ -1,16 +1,18 @@
 """The model card: what a run recorded, and nothing else, for whoever finds the model on the Hub."""
 
-import json
-import math
 import re
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import RepoCard
 from huggingface_hub.repocard_data import CardData
-from safetensors import SafetensorError, safe_open
 
+from ..files import read_json
+from ..markdown import grid, shown, table
 from ..metrics import DISTANCES, GENERAL, NAMES
+from .redaction import redact, redact_command
+from .weights import count_parameters, main_weights
 
 BEGIN = "<!-- ddim_hf:begin (each push rewrites what stands between these two marks, and nothing else) -->"
 END = "<!-- ddim_hf:end -->"
@@ -18,27 +20,67 @@ END = "<!-- ddim_hf:end -->"
 MARKED = re.compile(r"<!-- ddim_hf:begin(?:(?!<!-- ddim_hf:begin).)*?<!-- ddim_hf:end -->", re.DOTALL)
 
 TASK = "unconditional-image-generation"
-PROTOCOL = [  # how a value was measured, in the order in which the card shows it
-    *("num_images", "num_reference", "num_inference_steps", "eta", "tau", "variance", "mode", "reference", "split"),
-    *("seed", "implementation", "network", "feature_extractor", "feature_extractor_hash", "weights_hash"),
-]
+HEADLINES = 4  # figures in the metadata, which the Hub shows beside the card
+
+# How a figure was measured, and how the card says it: the rest of a row is the sampler, in the grid, or no protocol.
+PROTOCOL = {
+    "num_images": "{:,} images",
+    "num_reference": "{:,} reference images",
+    "reference": "{}",
+    "split": "{} split",
+    "implementation": "{}",
+    "network": "{}",
+    "tau": "{} tau",
+    "mode": "{} mode",
+    "seed": "seed {}",
+    "feature_extractor_hash": "features {}",
+    "weights_hash": "weights {}",
+}
+HEADLINE_PROTOCOL = ("num_images", "num_inference_steps", "eta", "tau", "mode")
+NO_PROTOCOL = (
+    "metric",
+    "value",
+    "by_timesteps",
+    "model",
+    "feature_extractor",
+    "num_inference_steps",
+    "eta",
+    "variance",
+)
+HASH = re.compile(r"[0-9a-f]{32,}")  # shortened to its first 12 digits
+
 NETWORK = [
-    *("sample_size", "in_channels", "out_channels", "block_out_channels", "layers_per_block", "down_block_types"),
+    *("sample_size", "block_out_channels", "layers_per_block", "down_block_types"),
     *("up_block_types", "attention_head_dim", "norm_num_groups", "dropout"),
 ]
 SCHEDULE = [
     *("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type", "clip_sample"),
     *("set_alpha_to_one", "timestep_spacing", "skip_type", "variance", "x0_formula", "rescale_betas_zero_snr"),
 ]
-# Settings that say where a run is and how it is watched, not what it computes.
-HIDDEN = re.compile(r"^_|token|_dir$|push_to_hub|^hub_|checkpoint|^logg|^dry_run")
+# Settings that say where a run is and how it is watched, not what it computes; what stands elsewhere on the card.
+HIDDEN = re.compile(
+    r"^_|token|_dir$|push_to_hub|^hub_|checkpoint|^logg|^dry_run|^eval_batch|fingerprint|on_hub$"
+    r"|^(versions|command|git_commit|machine|num_processes|num_parameters)$"
+)
+# What a setting's value leaves without effect, often the setting itself.
+IDLE = [
+    ("samplers", "none", ["feature_extractor", "inception_weights", "samplers"]),
+    ("validation_split", "none", ["validation_steps", "validation_images", "validation_split"]),
+    ("gradient_accumulation_steps", 1, ["gradient_accumulation_steps"]),
+    ("mixed_precision", "no", ["mixed_precision"]),
+    ("ema_decay", "none", ["ema_decay"]),
+    *((name, 0, [name]) for name in ("dropout", "weight_decay", "lr_warmup_steps")),
+    ("beta_schedule", "squaredcos_cap_v2", ["beta_start", "beta_end"]),
+    ("skip_type", "quad", ["timestep_spacing"]),
+    ("rescale_betas_zero_snr", False, ["rescale_betas_zero_snr"]),
+]
+STOCK = "diffusers' own pipeline"
+UNMEASURED = "No metric has been measured on this model."
 
-LOAD = """With ddim_hf, which samples, encodes, reconstructs and interpolates:
-
-```python
+LOAD = """```python
 from ddim_hf import DDIMCustomPipeline
 
-pipeline = DDIMCustomPipeline.from_pretrained("{name}")
+pipeline = DDIMCustomPipeline.from_pretrained("{address}")
 image = pipeline(num_inference_steps=50).images[0]
 ```
 
@@ -47,7 +89,7 @@ With diffusers alone:
 ```python
 from diffusers import DDIMPipeline
 
-pipeline = DDIMPipeline.from_pretrained("{name}")
+pipeline = DDIMPipeline.from_pretrained("{address}")
 image = pipeline(num_inference_steps=50).images[0]
 ```"""
 
@@ -62,31 +104,34 @@ CITATION = """```bibtex
 ```"""
 
 
-def write_model_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
+def write_model_card(folder: str | Path, *, repo_id: str | None = None, license: str | None = None) -> Path:
     """Write `README.md` in `folder`, from what the run recorded there, and return its path.
 
     Read are `unet/`, `scheduler/`, and where there `config.json` (the training configuration), `results.json` (the
     measurements) and `samples.png`. Of a README that is there already, only our own marked part is rewritten.
     """
     path = Path(folder) / "README.md"
-    path.write_bytes(model_card(folder, repo_id=repo_id).encode())
+    path.write_bytes(model_card(folder, repo_id=repo_id, license=license).encode())
     return path
 
 
-def model_card(folder: str | Path, *, repo_id: str | None = None, existing: str | None = None) -> str:
+def model_card(
+    folder: str | Path, *, repo_id: str | None = None, existing: str | None = None, license: str | None = None
+) -> str:
     """The card of the model in `folder`, merged into the text of `existing` (the folder's own README where None).
 
-    Text outside our marks is kept byte for byte. Metadata: what `existing` says stands, lists are united, and the
-    results under this model's name, or its folder's, are replaced by those in `results.json`.
+    Text outside our marks is kept byte for byte. Metadata: what `existing` says stands, but for a license that is
+    given; lists are united; the results under this model's name, or its folder's, are replaced by those in
+    `results.json`. Without `license` and without the README's own, the card names none.
     """
     folder = Path(folder)
     if existing is None and (folder / "README.md").is_file():
         existing = (folder / "README.md").read_bytes().decode()
     name = repo_id or folder.resolve().name
-    config, results = _read(folder / "config.json"), _read(folder / "results.json").get("results", [])
-    results = [row for row in results if not str(row.get("implementation")).startswith("real images")]
-    data = _metadata(name, config, results)
-    body = f"{BEGIN}\n{_body(folder, name, config, results)}\n{END}"
+    config, rows = _recorded(folder / "config.json"), _recorded(folder / "results.json").get("results", [])
+    scheduler = _recorded(folder / "scheduler/scheduler_config.json")
+    data = _metadata(name, license, config, _headlines(rows, scheduler.get("skip_type", "uniform")))
+    body = f"{BEGIN}\n{_body(folder, repo_id, config, scheduler, rows)}\n{END}"
     if not existing:
         return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
 
@@ -100,6 +145,8 @@ def model_card(folder: str | Path, *, repo_id: str | None = None, existing: str 
     text, replaced = MARKED.subn(lambda _: body, theirs.text, count=1)
     theirs.text = text if replaced else f"{text}\n\n{body}\n"
     theirs.data = CardData(**_merged({name, folder.resolve().name}, data.to_dict(), theirs.data.to_dict()))
+    if license:
+        theirs.data.license = license
     return str(theirs)
 
 
@@ -114,85 +161,92 @@ def _merged(names: set[str], ours: dict, theirs: dict) -> dict:
     return merged
 
 
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def count_parameters(files: list[Path]) -> int:
-    """The number of weights in safetensors files, from their headers; `OSError` for a file that is cut short."""
-    total = 0
-    for file in files:
-        try:
-            with safe_open(file, "np") as tensors:
-                total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
-        except SafetensorError as error:
-            raise OSError(f"{file} is truncated or not safetensors ({error}): save or download it again") from error
-    return total
+def _recorded(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
 
 
 # Metadata
 
 
-def _metadata(name: str, config: dict, results: list[dict]) -> ModelCardData:
-    dataset = config.get("dataset_name")
-    on_hub = isinstance(dataset, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(?<!\.parquet)", dataset)
-    on_hub = on_hub and not Path(dataset).exists()
+def _metadata(name: str, license: str | None, config: dict, headlines: list[dict]) -> ModelCardData:
+    # The run says what its data's name was: seen from elsewhere, a folder's looks like an id on the Hub.
+    on_hub = config.get("dataset_on_hub")
+    datasets = [config["dataset_name"]] if on_hub else []
     return ModelCardData(
-        license="apache-2.0",
+        license=license,
         library_name="diffusers",
         pipeline_tag=TASK,
-        tags=["diffusers", "ddim", TASK],
-        datasets=[dataset] if on_hub else None,
+        tags=["ddim"],
+        datasets=datasets or None,
         model_name=name,
-        eval_results=[_eval_result(result, dataset) for result in results] or None,
+        eval_results=[_eval_result(row, datasets) for row in headlines] or None,
     )
 
 
-def _eval_result(result: dict, dataset: str | None) -> EvalResult:
-    # The protocol stands in the metric's own arguments: those of the data set are shared by all its metrics.
-    reference = clean(result.get("reference") or dataset or "the training images")
+def _headlines(rows: list[dict], tau: str) -> list[dict]:
+    """The figures to quote: most images and least noise first, by the model's own `tau`, in order of S."""
+    ours = [row for row in rows if row.get("implementation") in (None, "ddim_hf")]
+    kinds = list(NAMES)
+
+    def place(row: dict) -> tuple:
+        kind = kinds.index(_kind(row)) if _kind(row) in kinds else len(kinds)
+        other = (row.get("tau") not in (None, tau), row.get("variance") == "sigma_hat")
+        return kind, -(row.get("num_images") or 0), *other, row.get("eta") or 0, row.get("num_inference_steps") or 0
+
+    return sorted(ours, key=place)[:HEADLINES]
+
+
+def _eval_result(row: dict, datasets: list[str]) -> EvalResult:
+    reference, steps = redact(row.get("reference") or "the training images"), row.get("num_inference_steps")
+    sampler = "" if steps is None else f" (S = {steps}, eta = {row.get('eta') or 0:g})"
     return EvalResult(
         task_type=TASK,
-        dataset_type=reference,
+        dataset_type=reference if reference in datasets else "other",
         dataset_name=reference,
-        dataset_split=result.get("split"),
-        metric_type=_kind(result),
-        metric_name=_metric_name(result),
-        metric_value=result["value"],
-        metric_args={k: clean(result[k]) for k in PROTOCOL if result.get(k) is not None} or None,
+        dataset_split=row.get("split"),
+        metric_type=_kind(row),
+        metric_name=_metric_name(row) + sampler,
+        metric_value=float(f"{row['value']:.4g}"),
+        metric_args={key: redact(row[key]) for key in HEADLINE_PROTOCOL if row.get(key) is not None} or None,
     )
 
 
-def _kind(result: dict) -> str:
+def _kind(row: dict) -> str:
     """FID and KID are distances over Inception's features; over others they go by their general names."""
-    inception = "inception" in (result.get("feature_extractor") or "inception").lower()
-    return result["metric"] if inception else GENERAL.get(result["metric"], result["metric"])
+    inception = "inception" in (row.get("feature_extractor") or "inception").lower()
+    return row["metric"] if inception else GENERAL.get(row["metric"], row["metric"])
 
 
-def _metric_name(result: dict) -> str:
-    name = NAMES.get(_kind(result), result["metric"])
-    extractor = result.get("feature_extractor")
-    return f"{name} over {extractor}" if extractor and _kind(result).endswith("_distance") else name
+def _metric_name(row: dict) -> str:
+    name, extractor = NAMES.get(_kind(row), row["metric"]), row.get("feature_extractor")
+    return f"{name} over {redact(extractor)}" if extractor and _kind(row).endswith("_distance") else name
 
 
 # Text
 
 
-def _body(folder: Path, name: str, config: dict, results: list[dict]) -> str:
-    unet, scheduler = _read(folder / "unet/config.json"), _read(folder / "scheduler/scheduler_config.json")
+def _body(folder: Path, repo_id: str | None, config: dict, scheduler: dict, rows: list[dict]) -> str:
+    unet = _recorded(folder / "unet/config.json")
+    picture = "![Samples](samples.png)\n\n" if (folder / "samples.png").is_file() else ""
+    title = (repo_id or folder.resolve().name).split("/")[-1]
     sections = {
-        f"# {name.split('/')[-1]}": _introduction(unet),
-        "## Load it": LOAD.format(name=name) + _ignored_by_diffusers(scheduler),
-        "## Samples": "![Samples](samples.png)" if (folder / "samples.png").is_file() else "",
-        "## Results": _results(results),
+        f"# {title}": picture + _introduction(unet),
+        "## Load it": LOAD.format(address=_address(folder, repo_id)) + _ignored_by_diffusers(scheduler),
+        "## Results": _results(rows),
         "## Network": _network(folder, unet),
-        "## Noise schedule": _table([{"setting": k, "value": scheduler[k]} for k in SCHEDULE if k in scheduler]),
+        "## Noise schedule": _settings({key: scheduler[key] for key in SCHEDULE if key in scheduler}),
         "## Training": _training(config),
-        "## Limits": _limits(unet, results),
+        "## Limits": _limits(unet, rows),
         "## How to reproduce": _reproduce(config),
         "## Citation": CITATION,
     }
     return "\n\n".join(f"{heading}\n\n{text}" for heading, text in sections.items() if text)
+
+
+def _address(folder: Path, repo_id: str | None) -> str:
+    """What loads the model: its id on the Hub, or its folder seen from the working directory, or else from itself."""
+    folder, here = folder.resolve(), Path.cwd()
+    return repo_id or (folder.relative_to(here).as_posix() if here in folder.parents else ".")
 
 
 def _introduction(unet: dict) -> str:
@@ -209,97 +263,96 @@ def _ignored_by_diffusers(scheduler: dict) -> str:
 
 
 def _size(unet: dict) -> str:
-    size, channels = unet.get("sample_size"), unet.get("out_channels")
+    size, channels = unet.get("sample_size"), unet.get("in_channels")
     height, width = size if isinstance(size, list) else (size, size)
     return f"{height}x{width} pixels and {channels} channel{'s' * (channels != 1)}" if size and channels else ""
 
 
-def _results(results: list[dict]) -> str:
-    if not results:
-        return "No metric has been measured on this model."
-    groups: dict[str, list[dict]] = {}
-    for row in results:
-        groups.setdefault(_metric_name(row), []).append(row)
-    return "\n\n".join(_values(name, rows) for name, rows in groups.items())
+def _results(rows: list[dict]) -> str:
+    metrics: dict[str, list[dict]] = {}
+    for row in rows:
+        metrics.setdefault(_metric_name(row), []).append(row)
+    return "\n\n".join(_figures(name, own) for name, own in metrics.items()) or UNMEASURED
 
 
-def _values(name: str, rows: list[dict]) -> str:
-    """The values of one metric, with the settings that differ; what all share is said once."""
-    names, numbers = ("implementation", "tau", "variance"), ("eta", "num_inference_steps")
-    rows = sorted(
-        rows, key=lambda row: ([row.get(key) or "" for key in names], [row.get(key) or 0 for key in numbers])
-    )
-    shared = {key: rows[0].get(key) for key in PROTOCOL if len({_shown(row.get(key)) for row in rows}) == 1}
-    said = [f"{key} {_shown(value)}" for key, value in shared.items() if value is not None]
-    table = _table([{k: row.get(k) for k in PROTOCOL if k not in shared} | {"value": row["value"]} for row in rows])
-    return f"{': '.join([f'**{name}**', *([', '.join(said)] if said else [])])}\n\n{table}"
+def _figures(name: str, rows: list[dict]) -> str:
+    """The figures of one metric: the protocol that they share, what was measured without a sampler, and the grids."""
+    sampled = [row for row in rows if row.get("num_inference_steps") is not None]
+    first, *others = sampled or rows
+    keys = [key for key in dict.fromkeys([*PROTOCOL, *(key for row in rows for key in row)]) if _is_protocol(key)]
+    shared = {key: first.get(key) for key in keys if all(row.get(key) == first.get(key) for row in others)}
+    values, grids = [], {}
+    for row in rows:
+        own = _said({key: row.get(key) for key in keys if row.get(key) != shared.get(key)})
+        if row in sampled:
+            grids.setdefault(own, []).append(row)
+        else:
+            values.append(f"{own}: {shown(row['value'])}".lstrip(": "))
+    parts = [f"**{name}**: {_said(shared)}", "; ".join(values), *(f"{own}:\n\n{grid(grids[own])}" for own in grids)]
+    return "\n\n".join(part.strip(": \n") for part in parts if part)
+
+
+def _is_protocol(key: str) -> bool:
+    return key not in NO_PROTOCOL and not key.startswith("seconds")
+
+
+def _said(protocol: dict[str, Any]) -> str:
+    protocol = {key: STOCK if value == "stock" else value for key, value in protocol.items() if value is not None}
+    texts = [PROTOCOL.get(key, f"{key} {{}}").format(value) for key, value in protocol.items()]
+    return HASH.sub(lambda found: found[0][:12], redact(", ".join(texts)))
 
 
 def _network(folder: Path, unet: dict) -> str:
-    files = sorted((folder / "unet").glob("*.safetensors"))
-    # Variants hold the same weights again: one is counted, and the parts of a split file are added up.
-    main = [file for file in files if re.fullmatch(r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors", file.name)]
-    counted, size = count_parameters(main or files[:1]), sum(file.stat().st_size for file in main or files[:1])
-    stated = (
-        f"`{unet.get('_class_name', 'UNet2DModel')}`, {counted:,} parameters, {size / 1e6:,.1f} MB as safetensors."
-    )
-    return (
-        f"{stated}\n\n{_table([{'setting': key, 'value': unet[key]} for key in NETWORK if unet.get(key) is not None])}"
-    )
+    files = main_weights(folder / "unet")
+    counted, size = count_parameters(files), sum(file.stat().st_size for file in files)
+    kind = unet.get("_class_name", "UNet2DModel")
+    settings = _settings({key: unet[key] for key in NETWORK if unet.get(key) is not None})
+    return f"`{kind}`, {counted:,} parameters, {size / 1e6:,.1f} MB as safetensors.\n\n{settings}"
 
 
 def _training(config: dict) -> str:
-    shown = {key: value for key, value in config.items() if value is not None and not HIDDEN.search(key)}
-    for key in ("versions", "command", "git_commit"):  # these stand under "How to reproduce"
-        shown.pop(key, None)
-    return _table([{"setting": key, "value": value} for key, value in shown.items()])
+    machine, count = config.get("machine"), config.get("num_processes") or 1
+    where = f"On {machine}{f', {count} processes' if count > 1 else ''}.\n\n" if machine else ""
+    hidden = {"network", "dropout"} if config.get("pretrained") else set()  # that model brought its own
+    hidden |= {"network"} if config.get("network") == config.get("recipe") else set()
+    settings = {key: value for key, value in config.items() if value is not False and not HIDDEN.search(key)}
+    return where + _settings({key: value for key, value in settings.items() if key not in hidden})
 
 
-def _limits(unet: dict, results: list[dict]) -> str:
+def _limits(unet: dict, rows: list[dict]) -> str:
     limits = ["It takes no prompt and no class: it draws from what it was trained on, with that data's biases."]
     if size := _size(unet):
         limits.append(f"It was trained for images of {size}; other sizes are outside what it has seen.")
-    few = sorted(
-        {r["num_images"] for r in results if r["metric"] in DISTANCES and r.get("num_images", 50_000) < 50_000}
-    )
-    if few:
+    distances = [row for row in rows if row["metric"] in DISTANCES]
+    if few := sorted({row["num_images"] for row in distances if row.get("num_images", 50_000) < 50_000}):
         counts = ", ".join(f"{count:,}" for count in few)
         limits.append(f"Distances over {counts} images are not comparable with published ones over 50,000.")
-    others = {r["feature_extractor"] for r in results if r["metric"] in DISTANCES and r.get("feature_extractor")}
-    if others := sorted(name for name in others if "inception" not in name.lower()):
+    others = {redact(row["feature_extractor"]) for row in distances if _kind(row) in GENERAL.values()}
+    if others := sorted(others):
         limits.append(f"Distances over the features of {', '.join(others)} are not FID, nor comparable with it.")
     return "\n".join(f"- {limit}" for limit in limits)
 
 
 def _reproduce(config: dict) -> str:
-    lines = [f"```bash\n{clean(config['command'])}\n```"] if config.get("command") else []
+    lines = [f"```bash\n{redact_command(config['command'])}\n```"] if config.get("command") else []
     if config.get("git_commit"):
         lines.append(f"At commit `{config['git_commit']}` of ddim_hf.")
     if config.get("versions"):
-        lines.append(
-            "With " + ", ".join(f"{package} {version}" for package, version in config["versions"].items()) + "."
-        )
+        packages = ", ".join(f"{package} {version}" for package, version in config["versions"].items())
+        lines.append(f"With {packages}.")
     return "\n\n".join(lines)
 
 
-def _table(rows: list[dict]) -> str:
-    """A Markdown table of `rows`, without the columns that no row fills."""
-    columns = [key for key in (rows[0] if rows else ()) if any(row[key] is not None for row in rows)]
-    lines = [columns, ["---"] * len(columns)] + [[_shown(row[key]) for key in columns] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if columns else ""
+def _settings(settings: dict[str, Any]) -> str:
+    """A table of the settings that had an effect."""
+    idle = {name for switch, value, names in IDLE if settings.get(switch) == value for name in names}
+    rows = [[key, _cell(value)] for key, value in settings.items() if value is not None and key not in idle]
+    return table(["setting", "value"], rows).rstrip() if rows else ""
 
 
-def _shown(value) -> str:
-    """`value` for a table's cell."""
+def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):
-        return ", ".join(map(_shown, value))
-    return "" if value is None else str(clean(str(value))).replace("|", "\\|").replace("\n", " ")
-
-
-def clean(value):
-    """Text without the tokens and the folders of the author's machine that a command or a path may hold."""
-    if not isinstance(value, str):
-        return value
-    return re.sub(r"(?<![\w:/])/(?:[^\s/'\"]+/)+([^\s/'\"]+)", r"\1", re.sub(r"hf_\w{8,}", "$HF_TOKEN", value))
+        return ", ".join(map(_cell, value))
+    return redact(str(value)).replace("|", "\\|").replace("\n", " ")

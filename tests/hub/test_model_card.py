@@ -1,15 +1,34 @@
 """The model card says what a run recorded in its folder, and no more."""
 
 import json
+import re
+from pathlib import Path
 
+import pytest
 import yaml
+from hub_models import WRITER
 from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from ddim_hf.hub.model_card import BEGIN, model_card, write_model_card
+from ddim_hf.hub import model_card, push_to_hub, write_model_card
+from ddim_hf.hub.model_card import BEGIN
+
+ROOT = Path(__file__).resolve().parents[2]
+OUR_MODEL = "models/ddim-cifar10-64"
 
 CONFIG = {
     "recipe": "digits",
+    "network": "digits",
+    "pretrained": None,
+    "dropout": 0.0,
     "dataset_name": "org/digits",
+    "dataset_on_hub": True,
+    "random_flip": False,
+    "samplers": "none",
+    "feature_extractor": "inception",
+    "validation_split": "none",
+    "validation_steps": 777,
+    "seed": 0,
     "max_train_steps": 1234,
     "learning_rate": 2e-4,
     "ema_decay": 0.9995,
@@ -19,6 +38,8 @@ CONFIG = {
     "command": "python examples/train.py --output_dir /home/someone/runs/digits --token hf_abcdefghijkl",
     "git_commit": "0123abc",
     "versions": {"torch": "2.12.1"},
+    "machine": "Linux x86_64, NVIDIA H100",
+    "num_processes": 4,
 }
 RESULTS = [
     {"metric": "fid", "value": 7.25, "num_images": 50000, "num_inference_steps": 50, "eta": 0.0, "tau": "quad"}
@@ -40,15 +61,19 @@ def test_card_states_what_was_recorded_and_no_more(run):
     card = ModelCard(write_model_card(run, repo_id="org/tiny").read_text())
     data = card.data
     assert (data.library_name, data.pipeline_tag) == ("diffusers", "unconditional-image-generation")
-    assert data.license == "apache-2.0" and data.datasets == ["org/digits"] and "ddim" in data.tags
+    assert data.datasets == ["org/digits"] and "ddim" in data.tags
     assert [(r.metric_type, r.metric_value) for r in data.eval_results] == [
         ("fid", 7.25),
         ("frechet_distance", 3.5),
         ("denoising_loss", 0.0301),
     ]
-    protocol = {"num_images": 50000, "num_inference_steps": 50, "eta": 0.0, "tau": "quad", "mode": "clean", "seed": 7}
+    assert data.eval_results[0].dataset_type == "org/digits" and data.eval_results[0].dataset_split == "train"
+    protocol = {"num_images": 50000, "num_inference_steps": 50, "eta": 0.0, "tau": "quad", "mode": "clean"}
     assert protocol.items() <= data.eval_results[0].metric_args.items()
-    for text in ("1234", "0.0002", "0.9995", "0123abc", "torch 2.12.1", "10,709 parameters", "samples.png", "7.25"):
+    for text in (
+        *("1234", "0.0002", "0.9995", "| seed | 0 |", "0123abc", "torch 2.12.1", "10,709 parameters", "samples.png"),
+        *("7.25", "seed 7", "clean mode", "On Linux x86_64, NVIDIA H100, 4 processes."),
+    ):
         assert text in card.text, text
     for line in (
         'DDIMCustomPipeline.from_pretrained("org/tiny")',
@@ -66,6 +91,12 @@ def test_card_states_what_was_recorded_and_no_more(run):
         "| output_dir",
         "hub_model_id",
         "checkpointing",
+        # without effect in this run
+        "random_flip",
+        "inception |",
+        "777",
+        "dropout | 0",
+        "| network",
     ):
         assert text not in card.content, text
 
@@ -83,30 +114,154 @@ def test_only_inception_distances_are_called_fid(run):
     assert "FID" not in card.text.replace("are not FID, nor comparable", "") and "KID" not in card.text
 
 
-def test_what_all_values_share_is_said_once(run):
-    """Each metric has a table of its own, in order, of the settings in which its values differ."""
+def test_results_are_a_grid_and_four_headlines(run):
+    """The figures of a metric are one grid per tau, S across and eta down, under what all share, said once; the
+    metadata quotes four, of most images, our own steps and least noise, each under a name of its own."""
+    shared = {
+        "metric": "fid",
+        "seed": 3,
+        "reference": "org/digits",
+        "split": "train",
+        "weights_hash": "0123456789ab" * 5,
+    }
     rows = [
-        {"metric": "fid", "value": 4.25, "num_images": 50000, "num_inference_steps": 50, "eta": 0.0, "seed": 3},
-        {"metric": "fid", "value": 5.25, "num_images": 50000, "num_inference_steps": 10, "eta": 0.0, "seed": 3},
-        {"metric": "denoising_loss", "value": 0.0301, "num_images": 100},
+        {
+            "value": 10 * eta + 100 / steps + (tau == "uniform") / 3,
+            "num_inference_steps": steps,
+            "eta": eta,
+            "tau": tau,
+        }
+        | {"variance": variance, "implementation": "ddim_hf", "num_images": 5000}
+        | shared
+        for tau in ("uniform", "quad")
+        for eta, variance in ((1.0, "sigma_hat"), (1.0, "sigma"), (0.0, "sigma"))
+        for steps in (100, 50, 20, 10, 5)
     ]
+    stock = {"implementation": "stock", "tau": "uniform", "eta": 0.0, "num_inference_steps": 10, "num_images": 5000}
+    real = {"implementation": "real images (test)", "num_images": 5000, "value": 0.76} | shared
+    rows += [shared | stock | {"value": 1.0}, real | {"seed": None, "weights_hash": None}]
+    rows += [{"metric": "denoising_loss", "value": 0.03012345, "num_images": 100, "split": "test", "reference": "x"}]
     (run / "results.json").write_text(json.dumps({"results": rows}))
-    assert """## Results
+    card = ModelCard(model_card(run))
+    assert (
+        """## Results
 
-**FID**: num_images 50000, eta 0, seed 3
+**FID**: 5,000 images, org/digits, train split, seed 3, weights 0123456789ab
 
-| num_inference_steps | value |
+real images (test): 0.76
+
+ddim_hf, uniform tau:
+
+| eta | S = 5 | S = 10 | S = 20 | S = 50 | S = 100 |
+| --- | --- | --- | --- | --- | --- |
+| 0.0 | 20.33 | 10.33 | 5.33 | 2.33 | 1.33 |
+| 1.0 | 30.33 | 20.33 | 15.33 | 12.33 | 11.33 |
+| sigma_hat | 30.33 | 20.33 | 15.33 | 12.33 | 11.33 |
+
+ddim_hf, quad tau:
+
+| eta | S = 5 | S = 10 | S = 20 | S = 50 | S = 100 |
+| --- | --- | --- | --- | --- | --- |
+| 0.0 | 20.00 | 10.00 | 5.00 | 2.00 | 1.00 |
+| 1.0 | 30.00 | 20.00 | 15.00 | 12.00 | 11.00 |
+| sigma_hat | 30.00 | 20.00 | 15.00 | 12.00 | 11.00 |
+
+diffusers' own pipeline, uniform tau:
+
+| eta | S = 10 |
 | --- | --- |
-| 10 | 5.25 |
-| 50 | 4.25 |
+| 0.0 | 1.00 |
 
-**Denoising loss**: num_images 100
+**Denoising loss**: 100 images, x, test split
 
-| value |
-| --- |
-| 0.0301 |
+0.03012
 
-## Network""" in model_card(run)
+## Network"""
+        in card.text
+    )
+    # The model's own tau is quad (its scheduler's skip_type).
+    assert [(r.metric_name, r.metric_value) for r in card.data.eval_results] == [
+        (f"FID (S = {steps}, eta = 0)", 100 / steps) for steps in (5, 10, 20, 50)
+    ]
+
+
+def test_figures_that_differ_in_anything_never_share_a_cell(run):
+    """Two rows that differ in a setting which the card has no words for stand in two grids."""
+    row = {"metric": "fid", "num_images": 10, "num_inference_steps": 5, "eta": 0.0}
+    rows = [row | {"value": 1.5, "x0_formula": "exact"}, row | {"value": 2.5, "x0_formula": "as_printed"}]
+    (run / "results.json").write_text(json.dumps({"results": rows}))
+    text = model_card(run)
+    assert (
+        text.index("x0_formula exact:")
+        < text.index("1.50")
+        < text.index("x0_formula as_printed:")
+        < text.index("2.50")
+    )
+
+
+def test_schedule_without_the_settings_that_another_overrides(run):
+    """Betas of a cosine schedule, and the spacing that quadratic tau overrides, are not on the card."""
+    text = model_card(run)
+    assert "| beta_end | 0.03 |" in text and "timestep_spacing" not in text and "rescale_betas" not in text
+    file = run / "scheduler/scheduler_config.json"
+    cosine = json.loads(file.read_text()) | {"beta_schedule": "squaredcos_cap_v2", "skip_type": "uniform"}
+    file.write_text(json.dumps(cosine | {"rescale_betas_zero_snr": True, "clip_sample": False}))
+    text = model_card(run)
+    assert "beta_end" not in text and "| timestep_spacing | leading |" in text
+    assert "| rescale_betas_zero_snr | True |" in text and "| clip_sample | False |" in text
+
+
+def python_blocks(card: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+
+
+def test_the_lines_that_load_a_pushed_model_run_as_printed(hub, run):
+    """The Python on a pushed card, as it stands, loads the model from the Hub and samples an image."""
+    push_to_hub(run, "org/tiny", token=WRITER)
+    blocks = python_blocks(hub.repos["org/tiny"].files()["README.md"].decode())
+    assert len(blocks) == 2
+    for block in blocks:
+        names = {}
+        exec(block, names)
+        assert names["image"].size == (8, 8)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_lines_that_load_a_folder_run_as_printed(run, monkeypatch, inside):
+    """A card written in a folder loads it from where it was written if that is above it, or else from the folder."""
+    monkeypatch.chdir(run.parent if inside else ROOT)
+    blocks = python_blocks(write_model_card(run).read_text())
+    monkeypatch.chdir(run.parent if inside else run)
+    for block in blocks:
+        names = {}
+        exec(block, names)
+        assert names["image"].size == (8, 8)
+
+
+def test_the_card_of_the_model_in_the_repository(monkeypatch, tmp_path):
+    """It is what the code writes; its first screen has the picture; huggingface_hub reads four figures from it; it is
+    below 200 lines, without a long hash; and its lines run."""
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / OUR_MODEL / "README.md").read_text()
+    assert model_card(OUR_MODEL) == text
+    card = ModelCard(text)
+    assert len(text.splitlines()) < 200 and not re.search(r"[0-9a-f]{32}", text)
+    lines = [line for line in card.text.splitlines() if line and line != BEGIN]
+    assert lines[:2] == ["# ddim-cifar10-64", "![Samples](samples.png)"]
+    index = yaml.safe_load(text.split("---")[1])["model-index"]
+    name, results = model_index_to_eval_results(index)
+    assert name == "ddim-cifar10-64" and results == card.data.eval_results and len(results) == 4
+    assert len({result.metric_name for result in results}) == 4
+    for result in results:
+        assert re.search(r"\(S = \d+, eta = 0\)$", result.metric_name) and f"{result.metric_value:.4g}" in text
+        row = {"num_inference_steps": result.metric_args["num_inference_steps"], "eta": 0.0, "tau": "uniform"}
+        rows = json.loads((ROOT / OUR_MODEL / "results.json").read_text())["results"]
+        (value,) = (r["value"] for r in rows if r | row == r and r["implementation"] == "ddim_hf")
+        assert abs(result.metric_value / value - 1) < 5e-4
+    for block in python_blocks(text):
+        names = {}
+        exec(block.replace("=50", "=2"), names)
+        assert names["image"].size == (32, 32)
 
 
 def test_a_card_written_before_the_repository_had_a_name(run):

@@ -1,0 +1,30 @@
+"""Markdown tables, and figures in the form of the paper's table 1."""
+
+from typing import Any
+
+
+def grid(rows: list[dict[str, Any]]) -> str:
+    """The values of rows that differ in the sampler alone: eta down (sigma_hat last), S across."""
+    steps = sorted({row.get("num_inference_steps") or 0 for row in rows})
+    noises = sorted({noise(row) for row in rows})
+    cells = {(noise(row), row.get("num_inference_steps") or 0): shown(row["value"]) for row in rows}
+    head = ["eta", *(f"S = {count}" if count else "" for count in steps)]
+    return table(head, [[kind[1], *(cells.get((kind, count), "") for count in steps)] for kind in noises])
+
+
+def noise(row: dict[str, Any]) -> tuple[float, str]:
+    """How much noise a row's sampler adds: its place in a table, and its name."""
+    if row.get("variance") == "sigma_hat":
+        return 2.0, "sigma_hat"
+    return (-1.0, "") if row.get("eta") is None else (row["eta"], str(float(row["eta"])))
+
+
+def shown(value: float) -> str:
+    """Two decimals, or four digits of what is below one."""
+    return f"{value:.2f}" if value >= 1 else f"{value:.4g}"
+
+
+def table(head: list[str], body: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

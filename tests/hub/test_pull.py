@@ -1,0 +1,177 @@
+"""Models come down from a Hub over HTTP, through the real client, and from folders; the Hub is `hub_server.py`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_unet
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
+from hub_models import WRITER, images, one_line, published, stock_folder
+from hub_server import Fault
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+
+from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
+from ddim_hf.hub import resolve_model
+
+pytestmark = pytest.mark.usefixtures("hub")
+
+
+def test_what_stock_diffusers_pushed_loads_bit_identically(hub):
+    """What stock DDPMPipeline and DDIMPipeline push gives the same images as our pipeline over the same parts."""
+    for stock, scheduler in ((DDPMPipeline, DDPMScheduler), (DDIMPipeline, DDIMScheduler)):
+        stock(tiny_unet(), scheduler(beta_end=0.03)).push_to_hub(f"org/{stock.__name__}", token=WRITER)
+        mine = DDIMCustomPipeline(tiny_unet(), DDIMSchedulerCustom.from_config(scheduler(beta_end=0.03).config))
+        back = DDIMCustomPipeline.from_pretrained(f"org/{stock.__name__}")
+        assert type(back.scheduler) is DDIMSchedulerCustom and np.array_equal(images(back), images(mine))
+
+
+@pytest.mark.parametrize("status", [429, 500])
+@pytest.mark.parametrize("where", ["GET /api/models/org/tiny/revision", "/tree/", "HEAD .*config.json", "GET /large"])
+def test_pull_outlasts_a_server_error(hub, tmp_path, where, status):
+    """Two errors 429 or 500 in a row, wherever they fall, are asked again, and the model arrives bit for bit."""
+    hub.add_repo("org/tiny", published(stock_folder(tmp_path)))
+    hub.faults = [Fault(where, status=status, times=2)]
+    back = DDIMCustomPipeline.from_pretrained("org/tiny").unet.state_dict()
+    assert all(torch.equal(back[key], weight) for key, weight in tiny_unet().state_dict().items())
+    assert hub.faults[0].times == 0
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_weights_at_the_root_load(hub, tmp_path, index):
+    """The layout of google/ddpm-cifar10-32, all at the root, loads with and without model_index.json."""
+    files = published(stock_folder(tmp_path))
+    rooted = {Path(name).name: data for name, data in files.items() if index or name != "model_index.json"}
+    hub.add_repo("google/ddpm", rooted | {"diffusion_pytorch_model.bin": b"pickle"})
+    back = DDIMCustomPipeline.from_pretrained("google/ddpm")
+    assert np.array_equal(images(back), images(DDIMCustomPipeline.from_pretrained(tmp_path)))
+    assert not any(line.endswith(".bin") for line in hub.requests)
+
+
+def test_revision_variant_dtype_and_cache(hub, tmp_path):
+    """revision, variant, torch_dtype and cache_dir do as in diffusers, and only what is asked for is fetched."""
+    files = published(stock_folder(tmp_path / "stock"))
+    half = published(stock_folder(tmp_path / "half", variant="fp16"))
+    repo = hub.add_repo("org/tiny", files | half | {"checkpoint-1/unet/diffusion_pytorch_model.safetensors": b"old"})
+    first = repo.branches["main"]
+    weights = load_file(tmp_path / "stock/unet/diffusion_pytorch_model.safetensors")
+    save_file({k: v + 1 for k, v in weights.items()}, tmp_path / "later", metadata={"format": "pt"})
+    later = files | {"unet/diffusion_pytorch_model.safetensors": (tmp_path / "later").read_bytes()}
+    repo.commit("main", later, "later")
+    repo.branches["v1"] = first
+
+    load = DDIMCustomPipeline.from_pretrained
+    key = "conv_in.weight"
+    assert torch.equal(load("org/tiny").unet.state_dict()[key], weights[key] + 1)
+    for revision in ("v1", first):
+        assert torch.equal(load("org/tiny", revision=revision).unet.state_dict()[key], weights[key])
+    half = load("org/tiny", revision="v1", variant="fp16", torch_dtype=torch.bfloat16, cache_dir=tmp_path / "cache")
+    assert half.unet.dtype == torch.bfloat16
+    fetched = {path.name for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert fetched == {"diffusion_pytorch_model.fp16.safetensors"}
+
+
+def test_offline_the_cache_is_enough(hub, tmp_path, monkeypatch):
+    """After one pull the model loads with local_files_only, and with the Hub down or out of reach."""
+    hub.add_repo("org/tiny", published(stock_folder(tmp_path)))
+    with pytest.raises(OSError) as caught:
+        DDIMCustomPipeline.from_pretrained("org/tiny", local_files_only=True)
+    one_line(caught, "org/tiny", "not in the cache", "local_files_only")
+    expected = images(DDIMCustomPipeline.from_pretrained("org/tiny"))
+
+    hub.requests.clear()
+    assert np.array_equal(images(DDIMCustomPipeline.from_pretrained("org/tiny", local_files_only=True)), expected)
+    assert not hub.requests
+    hub.faults = [Fault(".", status=500)]
+    assert np.array_equal(images(DDIMCustomPipeline.from_pretrained("org/tiny")), expected)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert np.array_equal(images(DDIMCustomPipeline.from_pretrained("org/tiny")), expected)
+    with pytest.raises(ConnectionError) as caught:
+        DDIMCustomPipeline.from_pretrained("org/other")
+    one_line(caught, "no connection", "check the network")
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "kwargs", "kind", "words"),
+    [
+        ("org/none", {}, FileNotFoundError, ["org/none", "check the name"]),
+        ("org/private", {}, FileNotFoundError, ["org/private", "if it is private", "hf auth login"]),
+        ("org/private", {"token": "hf_stranger"}, FileNotFoundError, ["org/private", "if it is private"]),
+        ("org/private", {"token": "hf_wrong"}, PermissionError, ["does not accept this token"]),
+        ("./outputs/run", {}, ValueError, ["'./outputs/run'", "neither a folder here nor a repo id"]),
+        ("org/tiny", {"revision": "v9"}, OSError, ["'v9'", "org/tiny"]),
+        ("org/tiny", {"variant": "fp16"}, OSError, ["'fp16'", "unet/diffusion_pytorch_model.safetensors"]),
+        ("org/pickled", {}, OSError, ["pickled", "use_safetensors=False"]),
+        ("org/pickled", {"use_safetensors": None}, OSError, ["pickled", "use_safetensors=False"]),
+        ("org/text", {}, ValueError, ["UNet2DConditionModel", "UNet2DModel"]),
+        ("org/data", {}, FileNotFoundError, ["org/data", "no UNet"]),
+    ],
+)
+def test_refused_pull_says_what_to_do(hub, tmp_path, repo_id, kwargs, kind, words):
+    """Whatever cannot be loaded ends in one line that names the repo and the remedy, and no large file is fetched."""
+    files = published(stock_folder(tmp_path))
+    hub.add_repo("org/tiny", files)
+    hub.add_repo("org/private", files, private=True)
+    pickled = {name.replace(".safetensors", ".bin"): data for name, data in files.items()}
+    hub.add_repo("org/pickled", pickled)
+    hub.add_repo("org/text", files | {"unet/config.json": b'{"_class_name": "UNet2DConditionModel"}'})
+    hub.add_repo("org/data", {"README.md": b"no model"})
+    with pytest.raises(kind) as caught:
+        DDIMCustomPipeline.from_pretrained(repo_id, **kwargs)
+    one_line(caught, *words)
+    assert not any("/large/" in line for line in hub.requests)
+
+
+def test_pickle_loads_where_asked_for_by_name(hub, tmp_path):
+    """use_safetensors=False, and nothing else, takes the pickled weights of a repo that has no others."""
+    hub.add_repo("org/pickled", published(stock_folder(tmp_path, safe_serialization=False)))
+    for kwargs in ({}, {"use_safetensors": None}, {"use_safetensors": True}):
+        for name in ("org/pickled", tmp_path):
+            with pytest.raises(OSError):
+                DDIMCustomPipeline.from_pretrained(name, **kwargs)
+    back = DDIMCustomPipeline.from_pretrained("org/pickled", use_safetensors=False)
+    assert np.array_equal(images(back), images(DDIMCustomPipeline(tiny_unet(), DDPMScheduler(beta_end=0.03))))
+
+
+def test_broken_download_resumes_or_says_so(hub, tmp_path):
+    """A download cut off once is resumed; one cut short for good, or in the cache, is refused in one line."""
+    hub.add_repo("org/tiny", published(stock_folder(tmp_path)))
+    expected = images(DDIMCustomPipeline.from_pretrained(tmp_path))
+    hub.faults = [Fault("GET /large", truncate="short")]
+    with pytest.raises(OSError) as caught:
+        DDIMCustomPipeline.from_pretrained("org/tiny")
+    one_line(caught, "org/tiny", "truncated", "force_download=True")
+
+    hub.faults = [Fault("GET /large", truncate="cut", times=1)]
+    assert np.array_equal(images(DDIMCustomPipeline.from_pretrained("org/tiny", force_download=True)), expected)
+
+    weights = resolve_model("org/tiny") / "unet/diffusion_pytorch_model.safetensors"
+    weights.resolve().write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(OSError) as caught:
+        DDIMCustomPipeline.from_pretrained("org/tiny")
+    one_line(caught, "truncated", "again")
+    assert np.array_equal(images(DDIMCustomPipeline.from_pretrained("org/tiny", force_download=True)), expected)
+
+
+def test_a_folder_that_is_not_there_is_named_where_there_is_no_network(monkeypatch):
+    """Loading a mistyped folder without a network says that it is not here, not only that the Hub is out of reach."""
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ConnectionError) as caught:
+        DDIMCustomPipeline.from_pretrained("outputs/nowhere")
+    one_line(caught, "there is no folder 'outputs/nowhere' here, and no connection to http://127.0.0.1:9")
+
+
+def test_given_parts_and_folders_load_as_in_diffusers(hub, tmp_path):
+    """A unet or scheduler passed in is used without fetching weights, and a folder's broken weights are named."""
+    hub.add_repo("org/tiny", published(stock_folder(tmp_path)))
+    mine = tiny_unet()
+    back = DDIMCustomPipeline.from_pretrained("org/tiny", unet=mine, scheduler=DDIMScheduler(beta_end=0.01))
+    assert back.unet is mine and back.scheduler.config.beta_end == 0.01
+    assert not any("/large/" in line for line in hub.requests)
+
+    weights = tmp_path / "unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(OSError) as caught:
+        DDIMCustomPipeline.from_pretrained(tmp_path)
+    one_line(caught, str(weights), "truncated")

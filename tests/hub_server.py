@@ -215,13 +215,21 @@ class Handler(BaseHTTPRequestHandler):
 
     def tree(self, repo_id, revision):
         repo = self.repo(repo_id)
+        return 200, self.entries(repo.commits[self.at(repo, revision)])
+
+    def paths_info(self, repo_id, revision):
+        repo, asked = self.repo(repo_id), parse_qs(self.body.decode())["paths"]
+        tree = repo.commits[self.at(repo, revision)]
+        return 200, self.entries({path: tree[path] for path in asked if path in tree})
+
+    def entries(self, tree: dict[str, bytes]) -> list[dict]:
         entries = []
-        for path, data in repo.commits[self.at(repo, revision)].items():
+        for path, data in tree.items():
             entry = {"type": "file", "path": path, "size": len(data), "oid": git_oid(data)}
             if is_large(path):
                 entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
             entries.append(entry)
-        return 200, entries
+        return entries
 
     def preupload(self, repo_id, revision):
         repo = self.repo(repo_id, "write")
@@ -316,9 +324,10 @@ REPO = r"(?P<repo_id>[^/]+/[^/]+)"
 ROUTES = [
     (r"POST /api/repos/create", "create"),
     (r"POST /api/validate-yaml", "validate_yaml"),
-    (rf"GET /api/models/{REPO}", "info"),
-    (rf"GET /api/models/{REPO}/revision/(?P<revision>.+)", "info"),
-    (rf"GET /api/models/{REPO}/tree/(?P<revision>.+)", "tree"),
+    (rf"GET /api/(?:models|datasets)/{REPO}", "info"),
+    (rf"GET /api/(?:models|datasets)/{REPO}/revision/(?P<revision>.+)", "info"),
+    (rf"GET /api/(?:models|datasets)/{REPO}/tree/(?P<revision>[^/]+)(?:/.*)?", "tree"),
+    (rf"POST /api/datasets/{REPO}/paths-info/(?P<revision>.+)", "paths_info"),
     (rf"POST /api/models/{REPO}/preupload/(?P<revision>.+)", "preupload"),
     (rf"POST /api/models/{REPO}/branch/(?P<branch>.+)", "branch"),
     (rf"POST /api/models/{REPO}/commit/(?P<revision>.+)", "commit"),
@@ -326,5 +335,5 @@ ROUTES = [
     (rf"POST /{REPO}\.git/info/lfs/verify", "lfs_verify"),
     (r"PUT /large/(?P<oid>\w+)", "put_large"),
     (r"(?:GET|HEAD) /large/(?P<oid>\w+)", "get_large"),
-    (rf"(?:GET|HEAD) /{REPO}/resolve/(?P<revision>[^/]+|refs/pr/\d+)/(?P<path>.+)", "resolve"),
+    (rf"(?:GET|HEAD) (?:/datasets)?/{REPO}/resolve/(?P<revision>[^/]+|refs/pr/\d+)/(?P<path>.+)", "resolve"),
 ]

@@ -37,12 +37,14 @@ def one(folder, channels=3):
     return load_images(str(folder), resolution=8, channels=channels)[[0]][0].numpy()
 
 
-def expected(count=5):
-    return np.stack([noise(seed=number).transpose(2, 0, 1) for number in range(count)])
+def expected(count=5, first=0):
+    return np.stack([noise(seed=first + number).transpose(2, 0, 1) for number in range(count)])
 
 
-def dataset(count=5, columns=("image",)):
-    images = {column: [{"bytes": png(noise(seed=i)), "path": None} for i in range(count)] for column in columns}
+def dataset(count=5, columns=("image",), first=0):
+    images = {
+        column: [{"bytes": png(noise(seed=first + i)), "path": None} for i in range(count)] for column in columns
+    }
     features = {column: datasets.Image() for column in columns} | {"label": datasets.Value("int64")}
     return datasets.Dataset.from_dict(images | {"label": list(range(count))}, datasets.Features(features))
 

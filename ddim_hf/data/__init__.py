@@ -2,7 +2,16 @@
 
 from .cache import default_cache
 from .decoding import IMAGE_SUFFIXES
+from .description import ImageDescription, describe_images
 from .image_set import ImageSet, load_images
 from .sources import open_source
 
-__all__ = ["IMAGE_SUFFIXES", "ImageSet", "default_cache", "load_images", "open_source"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "ImageDescription",
+    "ImageSet",
+    "default_cache",
+    "describe_images",
+    "load_images",
+    "open_source",
+]

@@ -138,19 +138,24 @@ def find_image_column(name: str, dataset: Any, wanted: str | None) -> ImageColum
     """The one column that holds images, by its type, or else by its bytes."""
     from datasets import Image as ImageFeature
 
-    features = dataset.features
-    if wanted is not None and wanted not in features:
-        raise ValueError(f"{name!r} has no column {wanted!r}: its columns are {list(features)}")
-    images = [column for column, feature in features.items() if isinstance(feature, ImageFeature)]
-    if not images or (wanted and wanted not in images):
-        images += [column for column in features if column not in images and _holds_images(name, dataset, column)]
+    columns = dataset.features
+    images = [column for column, feature in columns.items() if isinstance(feature, ImageFeature)]
+    if not images or (wanted in columns and wanted not in images):
+        images += [column for column in columns if column not in images and _holds_images(name, dataset, column)]
+    return ImageColumn(name, dataset, choose_image_column(name, list(columns), images, wanted))
+
+
+def choose_image_column(name: str, columns: list[str], images: list[str], wanted: str | None) -> str:
+    """The wanted one of the columns that hold images, or the only one."""
+    if wanted is not None and wanted not in columns:
+        raise ValueError(f"{name!r} has no column {wanted!r}: its columns are {columns}")
     if wanted is not None and wanted not in images:
         raise ValueError(f"the column {wanted!r} of {name!r} does not hold images: choose from {images}")
     if not images:
-        raise ValueError(f"{name!r} has no column of images: its columns are {list(features)}")
+        raise ValueError(f"{name!r} has no column of images: its columns are {columns}")
     if wanted is None and len(images) > 1:
         raise ValueError(f"{name!r} has several columns of images: choose image_column (--image_column) from {images}")
-    return ImageColumn(name, dataset, wanted or images[0])
+    return wanted or images[0]
 
 
 def _holds_images(name: str, dataset: Any, column: str) -> bool:

@@ -6,7 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
-from image_files import error_line, expected, noise, png, write_folder
+from image_files import dataset, error_line, expected, noise, png, write_folder
+from PIL import Image
 
 from ddim_hf.data import cache, load_images
 from ddim_hf.data.image_set import DecodedOnAccess
@@ -105,3 +106,46 @@ def test_a_full_disk_is_told_before_writing(tmp_path, monkeypatch):
     """With too little room for the array the error says how much is needed, how much there is, and what to do."""
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 10))
     assert "DDIM_HF_CACHE" in error_line(OSError, write_folder(tmp_path / "images"))
+
+
+def test_a_file_replaced_by_one_of_the_same_size_and_time_is_seen(tmp_path):
+    """As rsync -t and archives do: the new image is read, by its inode and the time of its last change."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, value in enumerate((10, 200)):
+        Image.new("RGB", (8, 8), (value,) * 3).save(tmp_path / f"{number}.bmp")
+        os.utime(tmp_path / f"{number}.bmp", (1e9, 1e9))
+    os.replace(tmp_path / "0.bmp", folder / "0.bmp")
+    assert (load_images(str(folder), resolution=8)[:] == 10).all()
+    os.replace(tmp_path / "1.bmp", folder / "0.bmp")
+    assert (load_images(str(folder), resolution=8)[:] == 200).all()
+
+
+def test_refresh_cache_reads_and_decodes_everything_again(tmp_path):
+    """What no look at times can tell, a saved dataset whose rows were replaced or a damaged cache, is made anew."""
+    dataset().save_to_disk(tmp_path / "set")
+    (state,) = (tmp_path / "set").glob("state.json")
+    before = load_images(str(tmp_path / "set"), resolution=8)
+    kept = state.read_text()
+    dataset(first=10).save_to_disk(tmp_path / "other")
+    shutil.copytree(tmp_path / "other", tmp_path / "set", dirs_exist_ok=True)
+    state.write_text(kept)
+    after = load_images(str(tmp_path / "set"), resolution=8, refresh_cache=True)
+    assert after.fingerprint != before.fingerprint
+    np.testing.assert_array_equal(after[:], expected(5, first=10))
+    np.testing.assert_array_equal(load_images(str(tmp_path / "set"), resolution=8)[:], expected(5, first=10))
+    for file in (tmp_path / "cache").glob("*.npy"):
+        np.lib.format.open_memmap(file, "r+")[:] = 0
+    again = load_images(str(tmp_path / "set"), resolution=8, refresh_cache=True)
+    np.testing.assert_array_equal(again[:], expected(5, first=10))
+
+
+def test_refresh_cache_prepares_a_table_again(tmp_path):
+    """A parquet file replaced by one of the same time is read again, though `datasets` has kept the old one."""
+    for name, first in (("one", 0), ("two", 20)):
+        dataset(first=first).to_parquet(tmp_path / f"{name}.parquet")
+        os.utime(tmp_path / f"{name}.parquet", (1e9, 1e9))
+    load_images(str(tmp_path / "one.parquet"), resolution=8)
+    os.replace(tmp_path / "two.parquet", tmp_path / "one.parquet")
+    images = load_images(str(tmp_path / "one.parquet"), resolution=8, refresh_cache=True)
+    np.testing.assert_array_equal(images[:], expected(5, first=20))

@@ -9,9 +9,9 @@ import pyarrow.parquet
 import pytest
 from image_files import dataset, error_line, expected, noise, png, write_folder
 
-from ddim_hf.data import load_images
+from ddim_hf.data import describe_images, load_images, open_source
 
-pytestmark = pytest.mark.usefixtures("own_caches", "no_network")
+pytestmark = pytest.mark.usefixtures("own_caches")
 
 
 def zipped(folder, count=5):
@@ -37,8 +37,6 @@ def test_an_archive_is_opened_once(tmp_path, monkeypatch):
     opened = []
     real = zipfile.ZipFile._RealGetContents
     folder = zipped(tmp_path / "zipped", 50)
-    from ddim_hf.data import open_source
-
     source, _ = open_source(str(folder))
     monkeypatch.setattr(zipfile.ZipFile, "_RealGetContents", lambda self: (opened.append(1), real(self))[1])
     assert [np.asarray(row) is not None for row in source.read(range(50))] == [True] * 50
@@ -106,18 +104,29 @@ def test_an_option_that_means_nothing_for_a_set_is_refused(tmp_path):
         assert f"{option} is {value!r}, and {str(name)!r} has no such thing" in error_line(ValueError, name, **options)
 
 
-def test_the_revision_and_the_configuration_reach_the_hub(monkeypatch):
-    """Of a set on the Hub, load_dataset is asked for the configuration and revision that were given."""
-    asked = {}
+def test_a_set_on_the_hub_is_loaded_by_configuration_and_revision(hub, tmp_path):
+    """Over HTTP, the branch and the configuration that are asked for come, and each has its own fingerprint."""
+    card = "---\nconfigs:\n- config_name: small\n  data_files: small.parquet\n"
+    card += "- config_name: large\n  data_files: large.parquet\n---\n"
+    files = {"README.md": card.encode()}
+    for name, count in (("small", 2), ("large", 5)):
+        dataset(count).to_parquet(tmp_path / f"{name}.parquet")
+        files[f"{name}.parquet"] = (tmp_path / f"{name}.parquet").read_bytes()
+    repo = hub.add_repo("org/set", files)
+    dataset(3).to_parquet(tmp_path / "old.parquet")
+    repo.commit("v1", files | {"large.parquet": (tmp_path / "old.parquet").read_bytes()}, "an older one")
 
-    def load_dataset(path, **arguments):
-        asked.update(arguments, path=path)
-        raise ConnectionError("first line\nsecond line")
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    line = error_line(FileNotFoundError, "org/set", config_name="small", revision="v1.0")
-    assert (asked["path"], asked["name"], asked["revision"]) == ("org/set", "small", "v1.0")
-    assert "first line second line" in line
+    line = error_line(FileNotFoundError, "org/set")
+    assert "Config name is missing" in line and "['small', 'large']" in line
+    found = {}
+    for config_name, revision, count in (("small", None, 2), ("large", None, 5), ("large", "v1", 3)):
+        images = load_images("org/set", resolution=8, config_name=config_name, revision=revision)
+        np.testing.assert_array_equal(images[:], expected(count))
+        found[images.fingerprint] = count
+        assert describe_images("org/set", config_name=config_name, revision=revision).split == "train"
+    assert len(found) == 3
+    assert "no-such" in error_line(FileNotFoundError, "org/set", config_name="small", revision="no-such")
+    assert "org/absent" in error_line(FileNotFoundError, "org/absent")
 
 
 def test_images_beside_tables_are_told(tmp_path):

@@ -1,0 +1,161 @@
+"""What a set of images is, told without decoding it, and without writing or downloading anything."""
+
+import io
+import itertools
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .decoding import IMAGE_SUFFIXES
+from .folders import visible_files
+from .messages import refuse_options
+from .sources import choose_split, digits, is_plain_folder, local_path, needs_datasets, open_source
+from .tables import choose_image_column, dataset_arguments, import_datasets, is_saved_dataset, not_loaded
+
+LOOKED_AT = 64  # images whose headers are read
+GREY_MODES = {"1", "L", "LA", "I", "F"}
+
+
+@dataclass(frozen=True)
+class ImageDescription:
+    """A set of images; what cannot be known without a download is None or empty.
+
+    `kind` says where they come from, `modes` are Pillow's, the most frequent first, and `smallest` and `largest` the
+    least and greatest (width, height) that occur: both of the `looked_at` images alone, which lie evenly over the set
+    (of tables, at its beginning).
+    """
+
+    name: str
+    kind: str
+    split: str | None
+    num_images: int | None
+    modes: tuple[str, ...]
+    smallest: tuple[int, int] | None
+    largest: tuple[int, int] | None
+    looked_at: int
+
+    @property
+    def channels(self) -> int | None:
+        """1 if all images that were looked at are grey, else 3."""
+        if not self.modes:
+            return None
+        return 1 if all(mode in GREY_MODES or mode.startswith("I;") for mode in self.modes) else 3
+
+    def __str__(self) -> str:
+        count = "an unknown number of" if self.num_images is None else f"{self.num_images:,}"
+        words = [f"{count} images in {self.kind} {self.name!r}"]
+        words += [f"split {self.split!r}"] if self.split else []
+        if self.modes:
+            small, large = (" x ".join(map(str, size)) for size in (self.smallest, self.largest))
+            words += ["/".join(self.modes), f"{small} pixels" if small == large else f"{small} to {large} pixels"]
+        return ", ".join(words)
+
+
+def describe_images(
+    name: str,
+    split: str | None = None,
+    *,
+    image_column: str | None = None,
+    config_name: str | None = None,
+    revision: str | None = None,
+) -> ImageDescription:
+    """Say what `load_images` would open with these arguments, from headers and metadata alone.
+
+    Nothing is written: no cache, no prepared dataset. Of a dataset on the Hub its card and its list of files are asked
+    for; where the Hub cannot be reached, the number of images is unknown.
+
+    Raises:
+        ValueError, FileNotFoundError, ImportError: as `load_images` does.
+    """
+    options = {"image_column": image_column, "config_name": config_name, "revision": revision}
+    if name == "digits":
+        refuse_options(name, **options)
+        return _describe("the built-in set", name, split, len(digits(split)), map(Image.fromarray, digits(split)[:1]))
+    path = local_path(name)
+    files = visible_files(name, path) if is_plain_folder(path) else []
+    if is_saved_dataset(path) or is_plain_folder(path) and not needs_datasets(files):
+        source, split = open_source(name, split, **options)
+        numbers = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).round().astype(int)).tolist()
+        kind = "the saved dataset" if is_saved_dataset(path) else "the folder"
+        return _describe(kind, name, split, len(source), _opened(source.read(numbers)))
+    return _describe_table(name, path, files, split, **options)
+
+
+def _describe(kind: str, name: str, split: str | None, count: int | None, images: Iterable[Image.Image]):
+    seen = [(image.mode, image.size) for image in images]
+    modes = tuple(mode for mode, _ in Counter(mode for mode, _ in seen).most_common())
+    sizes = [size for _, size in seen]
+    smallest, largest = (tuple(map(of, zip(*sizes, strict=True))) if sizes else None for of in (min, max))
+    return ImageDescription(name, kind, split, count, modes, smallest, largest, len(seen))
+
+
+def _opened(encoded: Iterable[bytes | None]) -> Iterator[Image.Image]:
+    """Those that Pillow knows; their pixels are not decoded."""
+    for image in encoded:
+        with suppress(Exception):
+            yield Image.open(io.BytesIO(image))
+
+
+def _describe_table(
+    name: str,
+    path: Path,
+    files: list[Path],
+    split: str | None,
+    image_column: str | None,
+    config_name: str | None,
+    revision: str | None,
+) -> ImageDescription:
+    datasets = import_datasets()
+    if path.exists():
+        refuse_options(name, revision=revision)
+    arguments = dataset_arguments(name, path, files, config_name, revision)
+    with tempfile.TemporaryDirectory() as scratch:  # for the lock that the library makes
+        try:
+            builder = datasets.load_dataset_builder(**arguments, cache_dir=scratch)
+        except ConnectionError:
+            return _describe("the Hub's dataset", name, split, None, [])
+        except Exception as error:  # of many libraries, as when it is loaded
+            raise not_loaded(name, error) from error
+        by_split = {str(key): list(paths) for key, paths in builder.config.data_files.items()}
+        split = choose_split(name, by_split, split)
+        if not path.exists():
+            known = (builder.info.splits or {}).get(split)
+            return _describe("the Hub's dataset", name, split, known and known.num_examples, [])
+        rows = itertools.islice(builder.as_streaming_dataset(split=split), LOOKED_AT)
+        images = list(_images_in(name, rows, image_column))
+    return _describe("the tables" if path.is_dir() else "the table", name, split, _count(by_split[split]), images)
+
+
+def _images_in(name: str, rows: Iterable[dict[str, Any]], wanted: str | None) -> Iterator[Image.Image]:
+    column = None
+    for row in rows:
+        images = {key: image for key, value in row.items() if (image := _as_image(value))}
+        column = column or choose_image_column(name, list(row), list(images), wanted)
+        if column in images:
+            yield images[column]
+
+
+def _as_image(value: Any) -> Image.Image | None:
+    """A value of a row as an image, if it is one."""
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if isinstance(value, bytes):
+        value = next(_opened([value]), None)
+    return value if isinstance(value, Image.Image) else None
+
+
+def _count(files: list[str]) -> int | None:
+    """The images in local files, where that can be read from parquet's footer, or seen from their names."""
+    from pyarrow.parquet import read_metadata
+
+    suffixes = {Path(file).suffix.lower() for file in files}
+    if suffixes == {".parquet"}:
+        return sum(read_metadata(file).num_rows for file in files)
+    return len(files) if suffixes <= set(IMAGE_SUFFIXES) else None

@@ -46,7 +46,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 # Settings that a resumed run may change: they say where, how long and how watched a run is, not what it computes, or
 # what they lead to is compared itself (images, network, noise schedule).
 FREE_ON_RESUME = frozenset(
-    "output_dir max_train_steps cache_dir dataset_name image_column gradient_accumulation_steps logger logging_steps "
+    "output_dir max_train_steps cache_dir refresh_cache dataset_name dataset_config_name dataset_revision "
+    "image_column gradient_accumulation_steps logger logging_steps "
     "checkpointing_steps checkpoints_total_limit resume_from_checkpoint samplers feature_extractor inception_weights "
     "eval_batch_size validation_split validation_steps validation_images dry_run push_to_hub hub_model_id "
     "hub_private recipe pretrained dropout skip_broken prediction_type beta_schedule".split()
@@ -86,9 +87,12 @@ class TrainingConfig:
     dropout: float | None = setting("dropout of a new network, in [0, 1); that of its row if not given")
     pretrained: str | None = setting("start from this model's UNet2DModel (folder or Hub id) instead of a new one")
     dataset_name: str | None = setting("'digits', a Hub id, a folder of images, a parquet file or a saved dataset")
+    dataset_config_name: str | None = setting("which configuration, of a dataset that has several")
+    dataset_revision: str | None = setting("branch, tag or commit of a dataset on the Hub")
     split: str = setting("split to train on", "train")
     image_column: str | None = setting("the column that holds the images; found by its type if not given")
     cache_dir: str | None = setting("where decoded images are kept")
+    refresh_cache: bool = setting("read and decode all images again, whatever is kept of them", False)
     skip_broken: bool = setting("leave out images that cannot be decoded instead of stopping", False)
     resolution: int | None = setting("side of the square images, in pixels")
     random_flip: bool | None = setting("mirror each image with probability 1/2")

@@ -89,7 +89,10 @@ def load_split(config: TrainingConfig, split: str, channels: int, accelerator: A
             resolution=config.resolution,
             channels=channels,
             image_column=config.image_column,
+            config_name=config.dataset_config_name,
+            revision=config.dataset_revision,
             cache_dir=config.cache_dir,
+            refresh_cache=config.refresh_cache and accelerator.is_local_main_process,  # the others take what it leaves
             skip_broken=config.skip_broken,
         )
 

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from image_files import dataset
 from PIL import Image
 from training_runs import SCRIPT, save_tiny_model
 
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import run as run_script
 from ddim_hf.training.config import RECIPES, TrainingConfig
-from ddim_hf.training.setup import build_model
+from ddim_hf.training.setup import build_model, load_split
 from ddim_hf.unet import UNET_CONFIGS
 
 
@@ -42,6 +44,21 @@ def test_ones_own_images_need_no_held_out_split():
     assert TrainingConfig().validation_split == "test"
     assert TrainingConfig(dataset_name="my/images").validation_split == "none"
     assert TrainingConfig(dataset_name="my/images", validation_split="dev").validation_split == "dev"
+
+
+def test_the_configuration_of_a_dataset_is_a_setting(tmp_path, own_caches):
+    """dataset_config_name chooses the images of a run; a revision of a local set is refused, not dropped."""
+    lines = ["---", "configs:"]
+    for name, count in (("small", 2), ("large", 5)):
+        dataset(count).to_parquet(tmp_path / f"{name}.parquet")
+        lines += [f"- config_name: {name}", f"  data_files: {name}.parquet"]
+    (tmp_path / "README.md").write_text("\n".join([*lines, "---", ""]))
+    settings = {"dataset_name": str(tmp_path), "dataset_config_name": "large", "resolution": 8}
+    for refresh in (False, True):
+        images = load_split(TrainingConfig(**settings, refresh_cache=refresh), "train", 3, Accelerator())
+        assert len(images) == 5
+    with pytest.raises(ValueError, match="revision is 'v1'"):
+        load_split(TrainingConfig(**settings, dataset_revision="v1"), "train", 3, Accelerator())
 
 
 BAD = {

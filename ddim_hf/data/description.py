@@ -88,7 +88,9 @@ def describe_images(
     return _describe_table(name, path, files, split, **options)
 
 
-def _describe(kind: str, name: str, split: str | None, count: int | None, images: Iterable[Image.Image]):
+def _describe(
+    kind: str, name: str, split: str | None, count: int | None, images: Iterable[Image.Image]
+) -> ImageDescription:
     seen = [(image.mode, image.size) for image in images]
     modes = tuple(mode for mode, _ in Counter(mode for mode, _ in seen).most_common())
     sizes = [size for _, size in seen]

@@ -132,12 +132,15 @@ def _with(suffixes: tuple[str, ...], files: list[Path]) -> list[Path]:
 
 def _by_split(name: str, root: Path, images: list[Path]) -> dict[str, list[Path]]:
     """The images by split: top folders are splits if all of them that hold images are called so, else all is one."""
-    by_top: dict[str, list[Path]] = {}
+    by_folder: dict[Path, list[Path]] = {}
     for image in images:
-        by_top.setdefault(image.relative_to(root).parts[0] if image.parent != root else "", []).append(image)
+        by_folder.setdefault(image.parent, []).append(image)
+    by_top: dict[str, list[Path]] = {}
+    for folder, own in by_folder.items():
+        top = "" if folder == root else folder.relative_to(root).parts[0]
+        by_top.setdefault(top, []).extend(own)
     beside = by_top.pop("", [])
-    named = sorted(by_top.keys() & SPLIT_FOLDERS)
-    others = sorted(by_top.keys() - SPLIT_FOLDERS)
+    named, others = sorted(by_top.keys() & SPLIT_FOLDERS), sorted(by_top.keys() - SPLIT_FOLDERS)
     if named and not others:
         tell_left_out(name, beside, f"images beside the splits {named}")
         return {split: by_top[split] for split in named}
@@ -147,14 +150,18 @@ def _by_split(name: str, root: Path, images: list[Path]) -> dict[str, list[Path]
             f"splits: {len(images)} images",
             stacklevel=4,
         )
-    first_path: dict[str, Path] = {}
-    once = [image for image in images if first_path.setdefault(_real_folder(image), image.parent) == image.parent]
-    tell_left_out(name, {*images} - {*once}, "images that a link leads to a second time")
-    return {"train": once}
+    return {"train": _once(name, by_folder)}
 
 
-def _real_folder(image: Path) -> str:
-    return os.path.realpath(image.parent)
+def _once(name: str, by_folder: dict[Path, list[Path]]) -> list[Path]:
+    """The images of all folders, without those of a folder that is there by two paths."""
+    seen, once, again = set(), [], []
+    for folder, images in by_folder.items():
+        place = os.path.realpath(folder)
+        (again if place in seen else once).extend(images)
+        seen.add(place)
+    tell_left_out(name, again, "images that a link leads to a second time")
+    return once
 
 
 def visible_files(name: str, folder: Path) -> list[Path]:

@@ -88,7 +88,8 @@ def load_splits(
         raise not_loaded(name, error) from error
     if not isinstance(splits, dict):
         splits = {str(splits.split or "train"): splits}
-    _tell_mixed(name, files, next(iter(splits.values())))
+    if files:
+        _tell_mixed(name, files, next(iter(splits.values())))
     return splits
 
 

@@ -67,6 +67,17 @@ def test_an_interrupted_decoding_leaves_no_cache(tmp_path, monkeypatch):
     np.testing.assert_array_equal(load_images(folder, resolution=8)[:], expected(200))
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    """A half-written array of a process that was killed goes when the set is decoded again; a whole one stays."""
+    folder = write_folder(tmp_path / "images")
+    load_images(str(folder), resolution=8)
+    (whole,) = (tmp_path / "cache").glob("*.npy")
+    scrap = whole.with_name(f".{whole.stem}.123.partial.npy")
+    whole.rename(scrap)
+    np.testing.assert_array_equal(load_images(str(folder), resolution=8)[:], expected())
+    assert list((tmp_path / "cache").glob("*.npy")) == [whole]
+
+
 def _load_in_process(folder, cache, start, results):
     start.wait()
     images = load_images(folder, resolution=8, cache_dir=cache)

@@ -60,10 +60,6 @@ def load_pipeline(
     Raises:
         OSError, ValueError: nothing to load there, or an unknown tau or variance.
     """
-    if Path(model).exists() and not Path(model, "model_index.json").is_file():
-        raise FileNotFoundError(
-            f"{str(model)!r} holds no model_index.json: give a model's folder or its id on the Hub"
-        )
     logging.disable_progress_bar()
     pipe = DDIMCustomPipeline.from_pretrained(model, revision=revision).to(processes().device)
     logging.enable_progress_bar()

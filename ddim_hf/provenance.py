@@ -16,7 +16,7 @@ PACKAGES = ("ddim_hf", "torch", "diffusers", "accelerate", "datasets", "transfor
 
 
 def describe_run() -> dict[str, Any]:
-    """Return the command, the packages' versions, the git commit of the working directory and the kind of machine."""
+    """Return the command, the packages' versions, ddim_hf's git commit and the machine."""
     return {
         "command": command(),
         "versions": {"python": platform.python_version(), **package_versions()},
@@ -26,9 +26,25 @@ def describe_run() -> dict[str, Any]:
 
 
 def machine() -> str:
-    """The kind of machine and, where there is one, its GPU."""
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{platform.system()} {platform.machine()}{gpu}"
+    """The machine and what computes there: its GPUs, or else its processor and the cores that this process may use."""
+    where = f"{platform.system()} {platform.machine()}"
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        return f"{where}, {f'{count} x ' if count > 1 else ''}{torch.cuda.get_device_name()}"
+    return f"{where}, {_cores()} cores{_processor()}"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f" of {names[0]}" if names else ""
 
 
 @cache  # it may have ended by the time that its command line is asked for again
@@ -65,12 +81,19 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the commit checked out in the working directory, with "+" if files differ from it; None outside git."""
+    """Return the commit of the checkout that ddim_hf's own files lie in, with "+" if files differ from it.
+
+    None where they are not git's: an installed package, whichever repository it lies or was started in.
+    """
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + ("+" if changed.stdout.strip() else "")
+
+
+def _git(*words: str) -> str:
+    # Within a hook git's own variables would name the repository that the hook is of.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    asked = dict(cwd=Path(__file__).parent, env=environment, capture_output=True, text=True, check=True)
+    return subprocess.run(["git", *words], **asked).stdout.strip()

@@ -11,6 +11,7 @@ def main():
     parser.add_argument("folder", help="the run: model_index.json, unet/, scheduler/")
     parser.add_argument("repo_id", help="user/name; made where it does not exist")
     parser.add_argument("--private", action="store_true", default=None, help="where the repo is made by this push")
+    parser.add_argument("--license", help="of the weights, such as mit (default: what the README says, or none)")
     parser.add_argument("--token", help="with write access; default: that of `hf auth login` or HF_TOKEN")
     parser.add_argument("--commit_message")
     parser.add_argument("--revision", help="the branch, made where it does not exist (default: main)")

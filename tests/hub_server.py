@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKENS = {"hf_writer": ("alice", "write"), "hf_reader": ("alice", "read"), "hf_stranger": ("bob", "write")}
+LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "other")
 ORGANISATIONS = {"org": {"alice"}}
 
 
@@ -205,6 +206,9 @@ class Handler(BaseHTTPRequestHandler):
         content = json.loads(self.body)["content"]
         if not content.startswith("---\n"):
             return 200, {"errors": [], "warnings": [{"message": "empty or missing yaml metadata in repo card"}]}
+        license = re.search(r"^license: (.*)$", content.split("\n---")[0], re.MULTILINE)
+        if license and license[1] not in LICENSES:
+            return 400, {"errors": [{"message": f'"license" must be one of [{", ".join(LICENSES)}]'}], "warnings": []}
         return 200, {"errors": [], "warnings": []}
 
     def info(self, repo_id, revision=None):

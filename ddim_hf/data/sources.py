@@ -70,6 +70,11 @@ def local_path(name: str) -> Path:
     return path
 
 
+def is_on_hub(name: str) -> bool:
+    """Whether a set's name, seen from the working directory, is an id on the Hub: neither built in nor a path."""
+    return name != "digits" and not local_path(name).exists()
+
+
 def is_plain_folder(path: Path) -> bool:
     return path.is_dir() and not is_saved_dataset(path)
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ..data import IMAGE_SUFFIXES, ImageSet, load_images
 from ..generation import MANIFEST, default_max_batch_size, describe_network, load_pipeline, weights_hash
+from ..hub import is_model
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import processes
 from ..scheduling_ddim_custom import DDIMSchedulerCustom
@@ -86,7 +87,7 @@ class Question:
     @property
     def of_images(self) -> bool:
         """Whether it is a folder of images that is measured, and not a model."""
-        return Path(self.model).is_dir() and not Path(self.model, "model_index.json").is_file()
+        return Path(self.model).is_dir() and not is_model(self.model)
 
     def check(self):
         """Raise ValueError for what is wrong whatever the model."""
@@ -268,7 +269,7 @@ def _measure_folder(question: Question, results: Results):
     if (folder / "config.json").is_file():
         raise FileNotFoundError(f"{str(folder)!r} is a training run that has not finished: it holds no model yet")
     if not files:
-        raise FileNotFoundError(f"{str(folder)!r} holds neither model_index.json nor images")
+        raise FileNotFoundError(f"{str(folder)!r} holds neither a model nor images")
     with Image.open(files[0]) as image:
         size = {"resolution": min(image.size), "channels": 1 if image.mode == "L" else 3}
     images = load_images(str(folder), cache_dir=question.cache_dir, **size)

@@ -87,10 +87,15 @@ def load_model(pipeline_class: type, load_folder: Callable, name: str | Path, **
     weights = {key: kwargs.get(key) for key in ("variant", "use_safetensors")}
     folder = resolve_model(name, weights="unet" not in kwargs, **hub, **weights)
     if (folder / INDEX).is_file():
-        return load_folder(folder, **kwargs)
-    unet, scheduler = kwargs.pop("unet", None), kwargs.pop("scheduler", None)
-    unet = unet or diffusers.UNet2DModel.from_pretrained(_first(folder, UNETS).parent, **kwargs)
-    return pipeline_class(unet, scheduler or _scheduler(_first(folder, SCHEDULERS)))
+        pipeline = load_folder(folder, **kwargs)
+    else:
+        unet, scheduler = kwargs.pop("unet", None), kwargs.pop("scheduler", None)
+        unet = unet or diffusers.UNet2DModel.from_pretrained(_first(folder, UNETS).parent, **kwargs)
+        pipeline = pipeline_class(unet, scheduler or _scheduler(_first(folder, SCHEDULERS)))
+    # As diffusers itself records it: the repository, where the folder would be the Hub cache's.
+    pipeline.register_to_config(_name_or_path=str(name))
+    pipeline.commit = None if Path(name).is_dir() else folder.name
+    return pipeline
 
 
 def is_model(folder: str | Path) -> bool:

@@ -50,7 +50,7 @@ FREE_ON_RESUME = frozenset(
     "image_column gradient_accumulation_steps logger logging_steps "
     "checkpointing_steps checkpoints_total_limit resume_from_checkpoint samplers feature_extractor inception_weights "
     "eval_batch_size validation_split validation_steps validation_images dry_run push_to_hub hub_model_id "
-    "hub_private recipe pretrained dropout skip_broken prediction_type beta_schedule".split()
+    "hub_private hub_license recipe pretrained dropout skip_broken prediction_type beta_schedule".split()
 )
 
 
@@ -132,6 +132,7 @@ class TrainingConfig:
     push_to_hub: bool = setting("publish the result when the run is done", False)
     hub_model_id: str | None = setting("where to: org/name")
     hub_private: bool = setting("make that repository private", False)
+    hub_license: str | None = setting("the license of the weights, such as mit; the card names none if not given")
     dry_run: bool = setting("print the resolved settings, sizes and memory, and stop", False)
 
     def __post_init__(self):

@@ -1,5 +1,6 @@
 """The result of a run: its model on the disk, the card beside it, and both on the Hub where asked for."""
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -26,11 +27,13 @@ def publish(config: TrainingConfig, folder: Path, step: int):
     if latest:
         with whole_file(folder / "samples.png") as beside:
             shutil.copyfile(latest[0], beside)
-    write_model_card(folder, repo_id=config.hub_model_id)
+    write_model_card(folder, repo_id=config.hub_model_id, license=config.hub_license)
     if not config.push_to_hub:
         return
     try:
-        print(f"pushed: {push_to_hub(folder, config.hub_model_id, private=config.hub_private or None)}")
+        private, license = config.hub_private or None, config.hub_license
+        print(f"pushed: {push_to_hub(folder, config.hub_model_id, private=private, license=license)}")
     except (OSError, ValueError) as error:
-        again = f"python examples/push_to_hub.py {folder} {config.hub_model_id}"
-        print(f"not pushed: {error}\nto retry: {again}{' --private' if config.hub_private else ''}")
+        again = ["python", "examples/push_to_hub.py", str(folder), config.hub_model_id]
+        again += ["--private"] * config.hub_private + (["--license", license] if license else [])
+        print(f"not pushed: {error}\nto retry: {shlex.join(again)}")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..data.sources import is_on_hub
 from ..files import write_text
 from ..loss import Objective
 from ..pipeline_ddim_custom import DDIMCustomPipeline
@@ -167,6 +168,7 @@ class TrainingRun:
         return {
             **asdict(self.config),
             **describe_run(),
+            "dataset_on_hub": is_on_hub(self.config.dataset_name),
             "dataset_fingerprint": self.images.fingerprint,
             "num_images": len(self.images),
             "num_processes": self.accelerator.num_processes,

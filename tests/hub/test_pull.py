@@ -6,14 +6,23 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_unet
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    HeunDiscreteScheduler,
+    UnCLIPScheduler,
+)
 from hub_models import WRITER, images, one_line, published, stock_folder
 from hub_server import Fault
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
-from ddim_hf.hub import resolve_model
+from ddim_hf.evaluation import Question
+from ddim_hf.generation import load_pipeline
+from ddim_hf.hub import is_model, resolve_model
 
 pytestmark = pytest.mark.usefixtures("hub")
 
@@ -42,11 +51,90 @@ def test_pull_outlasts_a_server_error(hub, tmp_path, where, status):
 def test_weights_at_the_root_load(hub, tmp_path, index):
     """The layout of google/ddpm-cifar10-32, all at the root, loads with and without model_index.json."""
     files = published(stock_folder(tmp_path))
-    rooted = {Path(name).name: data for name, data in files.items() if index or name != "model_index.json"}
-    hub.add_repo("google/ddpm", rooted | {"diffusion_pytorch_model.bin": b"pickle"})
+    flat = {Path(name).name: data for name, data in files.items() if index or name != "model_index.json"}
+    hub.add_repo("google/ddpm", flat | {"diffusion_pytorch_model.bin": b"pickle"})
     back = DDIMCustomPipeline.from_pretrained("google/ddpm")
     assert np.array_equal(images(back), images(DDIMCustomPipeline.from_pretrained(tmp_path)))
     assert not any(line.endswith(".bin") for line in hub.requests)
+
+
+def rooted(folder: Path) -> Path:
+    """`folder` in the oldest layout: all at the root, without an index."""
+    for part in ("unet", "scheduler"):
+        for file in (folder / part).iterdir():
+            file.rename(folder / file.name)
+        (folder / part).rmdir()
+    return without_index(folder)
+
+
+def without_index(folder: Path) -> Path:
+    (folder / "model_index.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("layout", [rooted, without_index])
+def test_a_folder_without_an_index_loads_wherever_a_model_is_taken(hub, tmp_path, layout):
+    """The oldest layout, and the two folders alone, load from a folder and from the Hub, by from_pretrained and by
+    what sample.py and evaluate.py call, with the same images as with an index."""
+    expected = images(DDIMCustomPipeline.from_pretrained(stock_folder(tmp_path / "whole")))
+    folder = layout(stock_folder(tmp_path / "model"))
+    hub.add_repo("org/old", published(folder))
+    for name in (folder, str(folder), "org/old"):
+        assert np.array_equal(images(DDIMCustomPipeline.from_pretrained(name)), expected)
+        assert np.array_equal(images(load_pipeline(name)), expected)
+    assert is_model(folder) and not Question(str(folder), "org/digits", tmp_path / "results.json").of_images
+    unet = tiny_unet()
+    assert DDIMCustomPipeline.from_pretrained(folder, unet=unet).unet is unet
+    weights = next(folder.rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(OSError) as caught:
+        load_pipeline(folder)
+    one_line(caught, str(weights), "truncated")
+
+
+@pytest.mark.parametrize(
+    "scheduler", [HeunDiscreteScheduler(), UnCLIPScheduler(), DDIMSchedulerCustom(skip_type="quad")]
+)
+def test_the_oldest_layouts_scheduler_is_recast_as_any_other(tmp_path, scheduler):
+    """A scheduler's config without an index becomes what the pipeline makes of that scheduler."""
+    DDPMPipeline(tiny_unet(), DDPMScheduler()).save_pretrained(tmp_path)
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    theirs = type(scheduler).from_pretrained(tmp_path / "scheduler")
+    expected = DDIMCustomPipeline(tiny_unet(), theirs).scheduler
+    loaded = DDIMCustomPipeline.from_pretrained(rooted(tmp_path)).scheduler
+    assert torch.equal(loaded.alphas_cumprod, expected.alphas_cumprod)
+    assert loaded.config.skip_type == expected.config.skip_type
+    assert loaded.config.prediction_type == expected.config.prediction_type
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("scheduler/scheduler_config.json", "", ["scheduler_config.json", "not JSON"]),
+        ("unet/config.json", '{"_class_name": ', ["unet/config.json", "not JSON"]),
+        ("unet/config.json", '{"_class_name": "Transformer2DModel"}', ["Transformer2DModel", "UNet2DModel"]),
+        ("scheduler/scheduler_config.json", '{"_class_name": "TheirScheduler"}', ["TheirScheduler", "does not know"]),
+    ],
+)
+def test_a_folder_that_cannot_be_loaded_says_why(tmp_path, file, content, words):
+    """A torn config and a class that is not known end in one line that names it."""
+    (without_index(stock_folder(tmp_path)) / file).write_text(content)
+    with pytest.raises(ValueError) as caught:
+        DDIMCustomPipeline.from_pretrained(tmp_path)
+    one_line(caught, *words)
+
+
+def test_a_folder_of_other_things_is_no_model(tmp_path):
+    """What has no UNet, or no schedule, is named so in one line."""
+    (tmp_path / "0.png").write_bytes(b"")
+    with pytest.raises(FileNotFoundError) as caught:
+        load_pipeline(tmp_path)
+    one_line(caught, str(tmp_path), "no UNet")
+    tiny_unet().save_pretrained(tmp_path)
+    assert not is_model(tmp_path)
+    with pytest.raises(FileNotFoundError) as caught:
+        load_pipeline(tmp_path)
+    one_line(caught, str(tmp_path), "no scheduler_config.json")
 
 
 def test_revision_variant_dtype_and_cache(hub, tmp_path):

@@ -2,7 +2,10 @@
 
 import json
 import multiprocessing
+import os
 import runpy
+import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -138,6 +141,120 @@ def test_lasting_server_error_leaves_repo_and_run_as_they_were(hub, run, where, 
     assert hub.repos["org/tiny"].files() == {"README.md": b"mine"} and digest(run) == before
 
 
+def repeat(error: BaseException, monkeypatch, token: str = WRITER) -> str:
+    """Run the command of an error's note as printed, with a stored token; what it prints."""
+    (note,) = error.__notes__
+    assert "\n" not in note and "hf_" not in note
+    words = shlex.split(note.split("; to retry: ")[1])
+    assert words[:2] == ["python", "-c"]
+    monkeypatch.setenv("HF_TOKEN", token)
+    said = []
+    exec(words[2], {"print": said.append})
+    return said[0]
+
+
+def test_a_pipelines_push_that_fails_keeps_the_model_and_says_how_to_go_on(hub, pipe, tmp_path, monkeypatch):
+    """The folder that pipe.push_to_hub saved to stays, is named, and the command beside it, as printed and run from
+    anywhere, makes the push that was meant; a push that succeeds leaves no folder."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(PermissionError) as caught:
+        pipe.push_to_hub("org/tiny", 'It\'s "mine"', private=True, license="mit", token="hf_reader")
+    one_line(caught, "may not write to org/tiny")
+    (kept,) = tmp_path.iterdir()
+    assert str(kept) in caught.value.__notes__[0]
+    monkeypatch.chdir("/")
+    assert repeat(caught.value, monkeypatch) == f"{hub.endpoint}/org/tiny"
+    repo = hub.repos["org/tiny"]
+    assert repo.private and repo.messages[1:] == ['It\'s "mine"']
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert repo.files()[weights] == (kept / weights).read_bytes()
+    assert ModelCard(repo.files()["README.md"].decode()).data.license == "mit"
+
+    pipe.push_to_hub("org/tiny", token=WRITER)
+    assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_a_stopped_push_keeps_the_model_too(hub, pipe, tmp_path, monkeypatch):
+    """Ctrl-C while the weights go up leaves the saved folder, and the command to go on with it."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    hub.faults = [Fault("PUT /large", status=500, times=1, do=lambda: os.kill(os.getpid(), signal.SIGINT))]
+    with pytest.raises(KeyboardInterrupt) as caught:
+        pipe.push_to_hub("org/tiny", token=WRITER)
+    assert repeat(caught.value, monkeypatch) == f"{hub.endpoint}/org/tiny"
+    assert set(hub.repos["org/tiny"].files()) > MODEL
+
+
+def push_script(monkeypatch, *words) -> int:
+    script = str(Path(__file__).resolve().parents[2] / "examples/push_to_hub.py")
+    monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as stopped:
+        return stopped.code
+    return 0
+
+
+def test_the_scripts_push_that_fails_says_how_to_go_on(hub, run, monkeypatch, capsys):
+    """push_to_hub.py ends with exit code 2 and one line: what is wrong, where the model lies, and the command."""
+    before = digest(run)
+    assert push_script(monkeypatch, run, "org/tiny", "--private", "--license", "mit", "--token", "hf_reader") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: this token may not write to org/tiny") and f"the model lies in {run}" in line
+    failed = OSError()
+    failed.add_note(line)
+    assert repeat(failed, monkeypatch) == f"{hub.endpoint}/org/tiny" and digest(run) == before
+    assert hub.repos["org/tiny"].private
+    assert ModelCard(hub.repos["org/tiny"].files()["README.md"].decode()).data.license == "mit"
+
+
+def test_no_license_unless_it_is_given(hub, run):
+    """A card names the license that is given, else the README's own, else none; one that the Hub does not know ends in
+    one line."""
+
+    def pushed(**kwargs):
+        push_to_hub(run, "org/tiny", token=WRITER, **kwargs)
+        return ModelCard(hub.repos["org/tiny"].files()["README.md"].decode()).data.to_dict().get("license")
+
+    assert pushed() is None
+    assert pushed(license="mit") == "mit"
+    assert pushed() == "mit"
+    assert pushed(license="cc-by-4.0") == "cc-by-4.0"
+    with pytest.raises(ValueError) as caught:
+        pushed(license="mine")
+    one_line(caught, '"license" must be one of', "apache-2.0")
+    with pytest.raises(ValueError) as caught:
+        push_to_hub(run, "org/tiny", token=WRITER, license="mit", subfolder="a")
+    one_line(caught, "license", "subfolder")
+
+    (run / "README.md").write_text("---\nlicense: other\n---\nMine.")
+    del hub.repos["org/tiny"]
+    assert pushed() == "other"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "on_hub", "published"),
+    [
+        ("org/digits", True, ["org/digits"]),
+        ("data/mine", False, None),
+        ("data/mine", None, None),  # of a run that did not record it
+        ("mine", False, None),
+        ("/home/me/mine", False, None),
+        ("digits", False, None),
+    ],
+)
+def test_a_folder_is_never_published_as_a_dataset(hub, run, monkeypatch, tmp_path, dataset, on_hub, published):
+    """The card names a dataset of the Hub's if the run recorded that it was one, from wherever the push runs."""
+    result = {"metric": "fid", "value": 1.5, "reference": dataset, "split": "train"}
+    (run / "results.json").write_text(json.dumps({"results": [result]}))
+    record = {"dataset_name": dataset} | ({} if on_hub is None else {"dataset_on_hub": on_hub})
+    (run / "config.json").write_text(json.dumps(record))
+    monkeypatch.chdir(tmp_path)
+    push_to_hub(run, "org/tiny", token=WRITER)
+    card = ModelCard(hub.repos["org/tiny"].files()["README.md"].decode())
+    assert card.data.to_dict().get("datasets") == published
+    assert card.data.eval_results[0].dataset_type == (dataset if published else "other")
+
+
 def test_push_without_a_network_says_so(run, monkeypatch):
     """A push that reaches no Hub ends in one line that says so."""
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -168,15 +285,10 @@ def test_push_killed_before_its_commit_leaves_the_repo_as_it_was(hub, run, capsy
     assert client.exitcode == -9 and any("PUT /large" in line for line in hub.requests)
     assert hub.repos["org/tiny"].files() == {"README.md": b"mine"}
 
-    script = str(Path(__file__).resolve().parents[2] / "examples/push_to_hub.py")
-    monkeypatch.setattr(sys, "argv", [script, str(run), "org/tiny", "--token", WRITER])
-    runpy.run_path(script, run_name="__main__")
+    assert push_script(monkeypatch, run, "org/tiny", "--token", WRITER) == 0
     assert f"{hub.endpoint}/org/tiny" in capsys.readouterr().out
     assert set(hub.repos["org/tiny"].files()) > MODEL
-    monkeypatch.setattr(sys, "argv", [script, str(run), "org/tiny"])
-    with pytest.raises(SystemExit) as caught:
-        runpy.run_path(script, run_name="__main__")
-    assert caught.value.code == 2
+    assert push_script(monkeypatch, run, "org/tiny") == 2
     assert capsys.readouterr().err.startswith("error: there is no token")
 
 

@@ -1,6 +1,8 @@
 """train(): resuming, what it refuses, accumulation, averages, records, samplers, the Hub. All in this process."""
 
 import json
+import runpy
+import shlex
 import shutil
 from pathlib import Path
 
@@ -8,9 +10,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline, UNet2DModel
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
-from training_runs import config, difference, log_lines, save_tiny_model, tensors, weights
+from training_runs import ROOT, config, difference, log_lines, save_tiny_model, tensors, weights
 
 from ddim_hf.training import train
 from ddim_hf.training.setup import build_model
@@ -188,6 +191,7 @@ def test_a_runs_folder_says_how_to_rerun_it(finished):
     record = json.loads((finished / "config.json").read_text())
     assert {"torch", "diffusers", "accelerate", "python"} <= record["versions"].keys()
     assert len(record["git_commit"].rstrip("+")) == 40 and record["command"]
+    assert record["dataset_on_hub"] is False  # the digits come with scikit-learn
     assert (record["num_images"], record["final_step"], record["num_processes"]) == (1617, 12, 1)
     assert record["final_loss"] == log_lines(finished)[-2]["loss"]
     steps = [(line["step"], sorted(set(line) - {"step"})) for line in log_lines(finished)]
@@ -271,16 +275,24 @@ def test_a_logger_that_is_not_there_is_named(models, tmp_path):
 def test_the_result_is_pushed(models, tmp_path, hub, monkeypatch, capsys):
     """push_to_hub publishes the result; a push that fails keeps it, says so, and prints the command to try again."""
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    settings = dict(max_train_steps=2, push_to_hub=True, hub_model_id="org/digits", hub_private=True)
+    settings = dict(
+        max_train_steps=2, push_to_hub=True, hub_model_id="org/digits", hub_private=True, hub_license="mit"
+    )
     folder = train(config(models[0.0], tmp_path / "run", **settings))
     pushed = hub.repos["org/digits"]
     assert pushed.private and "pushed: " in capsys.readouterr().out
     file = "unet/diffusion_pytorch_model.safetensors"
     assert pushed.files()[file] == (folder / file).read_bytes()
+    assert ModelCard(pushed.files()["README.md"].decode()).data.license == "mit"
 
     monkeypatch.setenv("HF_TOKEN", "hf_reader")
-    folder = train(config(models[0.0], tmp_path / "kept", **settings | dict(hub_model_id="org/other")))
+    folder = train(config(models[0.0], tmp_path / "kept here", **settings | dict(hub_model_id="org/other")))
     said = capsys.readouterr().out
     assert "not pushed: " in said
-    assert f"to retry: python examples/push_to_hub.py {folder} org/other --private" in said
+    again = f"python examples/push_to_hub.py '{folder}' org/other --private --license mit"
+    assert f"to retry: {again}\n" in said
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    monkeypatch.setattr("sys.argv", shlex.split(again)[1:])
+    runpy.run_path(str(ROOT / "examples/push_to_hub.py"), run_name="__main__")
+    assert hub.repos["org/other"].private and hub.repos["org/other"].files()[file] == (folder / file).read_bytes()
     assert difference(weights(folder), weights(tmp_path / "run")) == 0

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from .decoding import IMAGE_SUFFIXES
-from .messages import ALLOWED, reason, tell_left_out
+from .messages import reason, tell_left_out
 
 ARCHIVE_SUFFIXES = (".tar", ".zip")
 UNREAD_SUFFIXES = tuple(".heic .heif .jxl .svg .psd .exr .dng .cr2 .nef .arw".split())  # which Pillow cannot decode
@@ -112,9 +112,9 @@ def open_folder(name: str, folder: Path, files: list[Path]) -> dict[str, ImageFi
     """
     images = _with(IMAGE_SUFFIXES, files)
     shards = [file for file in files if SHARD.fullmatch(file.name)]
-    if not images and not shards:
-        raise FileNotFoundError(f"no images in the folder {name!r}: {ALLOWED}")
     tell_left_out(name, _with(UNREAD_SUFFIXES, files), "images of formats that are not read")
+    if not images and not shards:
+        raise FileNotFoundError(f"no images in the folder {name!r}: allowed are {' '.join(IMAGE_SUFFIXES)}, .parquet")
     if images:
         tell_left_out(name, _with(ARCHIVE_SUFFIXES, files), "archives beside the images")
         tell_left_out(name, shards, "arrays beside the images")

@@ -63,7 +63,7 @@ def open_source(
 def local_path(name: str) -> Path:
     """Where a set lies, or would lie: what is not there is a dataset's id on the Hub."""
     path = Path(name).expanduser()
-    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or not name):
+    if not name or not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise FileNotFoundError(f"{name!r} does not exist: {ALLOWED}")
     if path.is_file() and path.suffix != ".parquet":
         raise ValueError(f"{name!r} is a file, and not a .parquet file: {ALLOWED}")

@@ -103,7 +103,8 @@ def import_datasets() -> Any:
 
 def not_loaded(name: str, error: Exception) -> FileNotFoundError:
     what = f"{type(error).__name__}: {reason(error)}"
-    return FileNotFoundError(f"cannot load images from {name!r} ({what}): {ALLOWED}")
+    allowed = "choose a config_name (--dataset_config_name)" if "Config" in what else ALLOWED
+    return FileNotFoundError(f"cannot load images from {name!r} ({what}): {allowed}")
 
 
 def dataset_arguments(

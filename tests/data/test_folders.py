@@ -78,6 +78,14 @@ def test_what_is_left_out_is_said_with_its_count(tmp_path):
     assert len(lines) == 2 and "left out 2 images of formats" in lines[0] and "left out 1 archives" in lines[1]
 
 
+def test_a_folder_of_unread_formats_alone_is_an_error_that_says_what_is_read(tmp_path):
+    """Where nothing can be read, the formats that can are listed, and what was found is counted."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.heic").write_bytes(b"not read")
+    with pytest.warns(UserWarning, match="left out 1 images of formats that are not read: .*a.heic"):
+        assert "allowed are .png .jpg" in error_line(FileNotFoundError, tmp_path / "photos")
+
+
 def test_a_link_that_loops_multiplies_nothing(tmp_path):
     """Links to the folder itself, or to what is read anyway, give each image once, and are told."""
     for name in ("a", "b"):

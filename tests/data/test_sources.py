@@ -56,6 +56,7 @@ def test_a_wrong_name_or_setting_is_told_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "torn.parquet").write_text("no parquet")
     assert "no images in the folder" in error_line(FileNotFoundError, tmp_path / "empty")
     assert "does not exist" in error_line(FileNotFoundError, tmp_path / "absent")
+    assert "'' does not exist" in error_line(FileNotFoundError, "")
     assert "not a .parquet file" in error_line(ValueError, tmp_path / "notes.txt")
     assert "torn.parquet" in error_line(FileNotFoundError, tmp_path / "torn.parquet")
     assert "image_column is 'img'" in error_line(ValueError, write_folder(tmp_path / "images"), image_column="img")

@@ -62,7 +62,7 @@ def test_a_configuration_is_chosen_or_the_choice_is_told(configs):
     assert len(load_images(str(configs), resolution=8, config_name="small")) == 2
     assert len(load_images(str(configs), resolution=8, config_name="large")) == 5
     line = error_line(FileNotFoundError, configs)
-    assert "Config name is missing" in line and "['small', 'large']" in line and "'digits'" in line
+    assert "Config name is missing" in line and "['small', 'large']" in line and "--dataset_config_name" in line
     assert "['small', 'large']" in error_line(FileNotFoundError, configs, config_name="medium")
 
 

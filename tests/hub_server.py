@@ -45,6 +45,7 @@ class Fault:
     status: int = 0
     times: int = 10**6
     headers: dict[str, str] = field(default_factory=dict)
+    page: bool = False  # answer as a gateway does, not in JSON
     truncate: str = ""  # "cut": fewer bytes than announced; "short": fewer bytes, announced as such
     do: object = None
 
@@ -120,7 +121,7 @@ class Handler(BaseHTTPRequestHandler):
             fault.do()
         try:
             if fault and fault.status:
-                return self.send(fault.status, {"error": "injected"}, fault.headers)
+                return self.send(fault.status, b"<html>" if fault.page else {"error": "injected"}, fault.headers)
             with self.server.lock:
                 answer = self.route()
             self.send(*answer)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
 
 from huggingface_hub import constants
 from huggingface_hub.errors import (
@@ -21,15 +22,18 @@ LOG_IN = "run `hf auth login`, set HF_TOKEN, or pass token=..."
 
 
 def retry(call: Callable, *args, **kwargs):
-    """Ask again where the Hub says 429 or 5xx: the client does so for uploads and downloads, not for these calls."""
+    """Ask again where the Hub says 429 or 5xx, or a gateway before it answers with a page of its own: the client does
+    so for uploads and downloads, not for these calls.
+    """
     for wait in (*RETRY_WAITS, None):
         try:
             return call(*args, **kwargs)
-        except (HTTPError, OSError) as error:
+        except (HTTPError, OSError, JSONDecodeError) as error:
             response = _response(error)
-            if wait is None or response is None or response.status_code not in TRANSIENT:
+            status = response.status_code if response is not None else None
+            if wait is None or not (status in TRANSIENT or isinstance(error, JSONDecodeError)):
                 raise
-            asked = response.headers.get("Retry-After", "")
+            asked = response.headers.get("Retry-After", "") if response is not None else ""
             time.sleep(min(max(wait, float(asked) if asked.isdigit() else 0.0), 60.0))
 
 
@@ -41,6 +45,11 @@ def one_clear_line(repo_id: str, revision: str | None, *, push: bool = False, lo
     except HFValidationError as error:
         here = "not a repo id: it must be" if push else "neither a folder here nor a repo id; a repo id is"
         raise ValueError(f"{repo_id!r} is {here} 'user/name' of letters, digits, - _ and .") from error
+    except JSONDecodeError as error:
+        hub = constants.ENDPOINT
+        raise OSError(
+            f"{hub} answered with a page that is not its own: nothing was changed; try again later"
+        ) from error
     except ValueError as error:  # the Hub's opinion of the card's metadata, with a list of all that it allows
         raise ValueError(" ".join(str(error).split())) from error
     except (HTTPError, OSError, RuntimeError) as error:

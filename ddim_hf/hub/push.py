@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -148,7 +149,7 @@ def retry_command(folder: str | Path, repo_id: str, **options: str | bool | None
         if value is not None
     ]
     call = f"from ddim_hf.hub import push_to_hub; print(push_to_hub({', '.join(arguments)}))"
-    return shlex.join(["python", "-c", call])
+    return shlex.join([sys.executable, "-c", call])
 
 
 def _files_to_push(folder: Path) -> list[Path]:

@@ -128,6 +128,19 @@ def test_push_outlasts_a_server_error(hub, run, where, status):
     assert set(hub.repos["org/tiny"].files()) > MODEL and len(hub.repos["org/tiny"].messages) == 2
 
 
+def test_push_outlasts_a_gateway(hub, run):
+    """A gateway's page in place of the Hub's answer is asked again too, and ends in one line where it lasts."""
+    hub.faults = [Fault("validate-yaml", status=502, times=2, page=True)]
+    push_to_hub(run, "org/tiny", token=WRITER)
+    assert len(hub.repos["org/tiny"].messages) == 2
+    (run / "samples.png").write_bytes(b"other")
+    hub.faults = [Fault("validate-yaml", status=502, page=True)]
+    with pytest.raises(OSError) as caught:
+        push_to_hub(run, "org/tiny", token=WRITER)
+    one_line(caught, hub.endpoint, "not its own", "later")
+    assert len(hub.repos["org/tiny"].messages) == 2
+
+
 @pytest.mark.parametrize(("status", "words"), [(429, ["429", "wait"]), (500, ["HTTP 500", "later"])])
 @pytest.mark.parametrize("where", ["preupload", "PUT /large", "commit/main"])
 def test_lasting_server_error_leaves_repo_and_run_as_they_were(hub, run, where, status, words):
@@ -146,7 +159,7 @@ def repeat(error: BaseException, monkeypatch, token: str = WRITER) -> str:
     (note,) = error.__notes__
     assert "\n" not in note and "hf_" not in note
     words = shlex.split(note.split("; to retry: ")[1])
-    assert words[:2] == ["python", "-c"]
+    assert words[:2] == [sys.executable, "-c"]
     monkeypatch.setenv("HF_TOKEN", token)
     said = []
     exec(words[2], {"print": said.append})

@@ -12,7 +12,9 @@ accelerate's parser and by the script's, as is every other command too.
 """
 
 import argparse
+import functools
 import importlib.util
+import inspect
 import os
 import re
 import runpy
@@ -34,7 +36,8 @@ from training_runs import ROOT, save_features, save_tiny_model
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, build_unet
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-SCRIPTS = sorted(ROOT.glob("examples/**/*.py"))
+SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("examples/**/*.py"))
+WITHOUT_ARGUMENTS = ("examples/minimal.py", "examples/benchmarks/benchmark_processes.py")
 LANGUAGES = {"sh", "python", "bibtex", "text", "json"}
 FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
@@ -53,9 +56,11 @@ SMALL = {
 STAND_INS = {"uoft-cs/cifar10": "path/to/images", "10,20,50,100": "2,3"}
 NOT_RUN = {
     r"^make ": "minutes or hours; what their recipes run is parsed",
-    r"^pip ": "tests/test_package.py installs the package",
+    r"^(pip|source) ": "tests/test_packaging.py installs the package",
+    r"-m pytest": "these tests",
     r"--multi_gpu": "several processes; tests/training/test_processes.py starts two",
     r"benchmarks/": "a GPU, or an hour; tests/test_examples.py runs benchmark.py's first part",
+    r"minimal\.py": "a minute; test_minimal_training runs it with fewer steps",
     r"cifar10-jpeg": "data that are not here",
 }
 
@@ -107,28 +112,28 @@ def expand(command: str) -> list[list[str]]:
     return [[program, *words[1:]]]
 
 
-class Taken(BaseException):
-    """A script's parser has taken its words: (parser, settings, words that it does not know)."""
+class Reached(BaseException):
+    """A script has come to its parser, the first argument."""
 
 
-def parse(monkeypatch, script: str, words: list[str]) -> tuple:
-    """Run a script up to its parser, and return what that took; it exits where a word does not fit."""
+@functools.cache
+def parser_of(script: str) -> argparse.ArgumentParser:
+    """The parser that a script makes for itself."""
 
-    def taken(parser, *arguments, **keywords):
-        raise Taken(parser, *original(parser, *arguments, **keywords))
+    def reached(parser, *_, **__):
+        raise Reached(parser)
 
-    original = argparse.ArgumentParser.parse_known_args
-    with monkeypatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_known_args", taken)
-        patch.setattr(sys, "argv", [script, *words])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", reached)
+        patch.setattr(sys, "argv", [script])
         patch.syspath_prepend(str(Path(ROOT, script).parent))
-        with pytest.raises(Taken) as end:
+        with pytest.raises(Reached) as end:
             runpy.run_path(str(ROOT / script), run_name="__main__")
-    return end.value.args
+    return end.value.args[0]
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_commands_fit_their_scripts(monkeypatch, command):
+def test_commands_fit_their_scripts(command):
     """Each command names a program or script that is there, and flags and values that it takes."""
     for program, *words in expand(command):
         if program == "pip":
@@ -143,10 +148,13 @@ def test_commands_fit_their_scripts(monkeypatch, command):
             assert importlib.util.find_spec(words[1])
         elif program.startswith("python"):
             script, *words = words
-            if "ArgumentParser" in Path(ROOT, script).read_text() or words:
-                _, _, unknown = parse(monkeypatch, script, words)
-                if unknown:  # cifar10.py hands them on
-                    assert script == "examples/cifar10.py" and not parse(monkeypatch, "examples/train.py", unknown)[2]
+            if script in WITHOUT_ARGUMENTS:
+                assert not words
+                continue
+            _, unknown = parser_of(script).parse_known_args(words)
+            if unknown and script == "examples/cifar10.py":  # it hands them on
+                _, unknown = parser_of("examples/train.py").parse_known_args(unknown)
+            assert not unknown
         else:
             assert program in ("ruff", "source", "rm"), f"a program that no test knows: {command}"
 
@@ -228,3 +236,62 @@ def test_minimal_training(house):
     runpy.run_path("examples/minimal.py")["main"](steps=2, batch_size=4, num_samples=4, output_dir="minimal")
     assert Image.open("minimal/samples.png").size == (2 * 52, 2 * 52)
     assert DDIMCustomPipeline.from_pretrained("minimal")(output_type="pt").images.shape == (1, 1, 8, 8)
+
+
+# What the pages name
+
+
+def spans(page: Path) -> list[str]:
+    return [text for _, language, text in code(page) if not language]
+
+
+def test_flags_are_there():
+    """Each flag that a page names in its prose is one of a script's, or of `accelerate launch`."""
+    parsers = [parser_of(script) for script in SCRIPTS if script not in WITHOUT_ARGUMENTS]
+    known = {"--help", "--traceback"}.union(*(parser._option_string_actions for parser in parsers))
+    known |= set(launch_command_parser()._option_string_actions)
+    named = {(page.name, flag) for page in PAGES for text in spans(page) for flag in re.findall(r"--\w+", text)}
+    assert {(page, flag) for page, flag in named if flag not in known} == set()
+
+
+def test_files_are_there():
+    """Each file of the repository that a page names or links to is there, and so is each heading that it links to."""
+    for page in PAGES:
+        paths = [text for text in spans(page) if re.match(r"(ddim_hf|examples|tests|docs|models)/[^ ]+$", text)]
+        assert [path for path in paths if not (ROOT / path).exists()] == [], page.name
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            path, _, heading = target.partition("#")
+            if "://" not in target:
+                other = page.parent / path if path else page
+                assert other.exists(), f"{page.name} links to {target}"
+                assert not heading or heading in headings(other), f"{page.name} links to {target}"
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_everything_public_is_documented():
+    """docs/api.md has each public name, each method of the pipeline and the scheduler, and each script; a page shows
+    each script's command."""
+    import ddim_hf
+
+    api = ROOT / "docs/api.md"
+    words = set(re.findall(r"\w+", " ".join(text for _, _, text in code(api))))
+    public = set(ddim_hf.__all__)
+    for kind in (DDIMCustomPipeline, DDIMSchedulerCustom):
+        public |= {name for name, value in vars(kind).items() if not name.startswith("_") and inspect.isroutine(value)}
+    assert public - words == set()
+
+    shown = [words[1] for command in COMMANDS.values() for words in expand(command) if words[0].startswith("python")]
+    tools = {"examples/benchmarks/benchmark_processes.py"}  # benchmark.py calls it
+    assert set(SCRIPTS) - tools - set(shown) == set() and set(SCRIPTS) - tools - set(spans(api)) == set()
+
+
+def test_readme_is_one_screen():
+    """README begins with a picture, has the commands that set it up, and stays below 140 lines."""
+    text = (ROOT / "README.md").read_text()
+    assert text.count("\n") <= 140 and text.index("![") < text.index("```")
+    assert "make demo" in text and "make test" in text

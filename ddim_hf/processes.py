@@ -1,11 +1,16 @@
 """The processes of a run."""
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from accelerate import PartialState
+
+from .provenance import launcher
 
 
 def processes() -> PartialState:
@@ -32,3 +37,17 @@ def on_main(action: Callable[[], Any]) -> Any:
     if failure is not None:
         raise failure
     return result
+
+
+def end_with_launcher():
+    """Have this process end, by SIGTERM, when the launcher that started it does (on Linux).
+
+    `accelerate launch` leaves its child at work when it is terminated itself.
+    """
+    # Not where a shell is the parent: a run under nohup outlives it.
+    if sys.platform != "linux" or not launcher():
+        return
+    parent, pr_set_pdeathsig = os.getppid(), 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended just before
+        os.kill(os.getpid(), signal.SIGTERM)

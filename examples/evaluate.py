@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from ddim_hf.command_line import run
 from ddim_hf.evaluation import Question, evaluate
-from ddim_hf.processes import processes
+from ddim_hf.processes import end_with_launcher, processes
 
 
 def several(kind: Callable, *choices: str) -> Callable[[str], list]:
@@ -20,6 +20,7 @@ def several(kind: Callable, *choices: str) -> Callable[[str], list]:
 
 
 def main():
+    end_with_launcher()
     parser = argparse.ArgumentParser(description="Distances, denoising loss and reconstruction error, with protocol.")
     parser.add_argument("model", help="a model's folder, its id on the Hub, or a folder of images")
     parser.add_argument("--reference", required=True, help="dataset, folder, 'digits', or clean-fid's 'cifar10/train'")

@@ -4,10 +4,11 @@ import argparse
 
 from ddim_hf.command_line import run
 from ddim_hf.generation import generate, load_pipeline
-from ddim_hf.processes import processes
+from ddim_hf.processes import end_with_launcher, processes
 
 
 def main():
+    end_with_launcher()
     parser = argparse.ArgumentParser(description="Sample images into a folder; a second call makes what is missing.")
     parser.add_argument("model", help="a folder, or an id on the Hub")
     parser.add_argument("--revision", help="of a model on the Hub: branch, tag or commit")

@@ -206,10 +206,10 @@ def _leads_back(root: Path, folder: Path) -> bool:
 
 def _image_root(folder: Path) -> Path:
     """Of such a folder the one that holds its images; any other as it is."""
-    return folder / "images" if (folder / "images").is_dir() and _manifest(folder) else folder
+    return folder / "images" if (folder / "images").is_dir() and sample_manifest(folder) else folder
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def sample_manifest(folder: Path) -> dict[str, Any]:
     """What was to be sampled; empty where no such file lies."""
     with suppress(OSError, ValueError):
         manifest = json.loads((folder / "manifest.json").read_text())
@@ -219,6 +219,6 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _compare_with_manifest(name: str, images: Path, count: int):
-    wanted = _manifest(images.parent).get("num_images", count)
+    wanted = sample_manifest(images.parent).get("num_images", count)
     if wanted != count:
         warnings.warn(f"{name}: holds {count} images, and {wanted} were to be sampled", stacklevel=4)

@@ -30,6 +30,10 @@ class ImageSet:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def label(self, number: int) -> str:
+        """What a message calls this image."""
+        return f"image {number} of {self.name}"
+
     def __getitem__(self, indices) -> torch.Tensor:
         """The images at `indices` (a slice; ints as a list, array or 1-D tensor): a new uint8 tensor [B, C, H, W]."""
         if isinstance(indices, slice):

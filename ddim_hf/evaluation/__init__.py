@@ -1,8 +1,9 @@
 """Evaluation: distances to real images, and errors on them."""
 
+from .answers import evaluate
 from .figures import distances
 from .frechet import kernel_distance
-from .questions import Question, evaluate
+from .questions import Question
 from .references import load_reference
 
 __all__ = ["Question", "distances", "evaluate", "kernel_distance", "load_reference"]

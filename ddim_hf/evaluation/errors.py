@@ -8,6 +8,7 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from ..data import ImageSet
+from ..generation import share
 from ..images import pixels_to_states
 from ..loss import noise_errors
 from ..pipeline_ddim_custom import DDIMCustomPipeline
@@ -31,6 +32,9 @@ def denoising_loss(
 
     Returns:
         The mean, and [first timestep, last timestep, mean] for each of ten ranges that have images.
+
+    Raises:
+        ValueError: an error that is not finite, with the images' names.
     """
     scheduler, device = pipe.scheduler, pipe.device
     steps, count = len(scheduler), min(num_images or len(images), len(images))
@@ -41,6 +45,7 @@ def denoising_loss(
         noise = torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]).to(device)
         x0 = pixels_to_states(images[batch].to(device))
         errors = noise_errors(pipe.predict, scheduler, x0, t, noise).double().cpu().numpy()
+        _refuse_nan("denoising loss", errors, batch, images)
         np.add.at(sums, t.cpu().numpy() * RANGES // steps, np.stack([errors, np.ones_like(errors)], axis=1))
     sums = np.sum(gather_object([sums]), axis=0)
     edges = [-(-steps * i // RANGES) for i in range(RANGES + 1)]
@@ -57,17 +62,28 @@ def reconstruction_error(
     max_batch_size: int = 64,
 ) -> float:
     """Mean over images of `pipe.reconstruct(...).mse`: per dimension, pixels in [0, 1] (paper, table 2). Needs all
-    processes."""
+    processes.
+
+    Raises:
+        ValueError: an error that is not finite, with the images' names.
+    """
     count = min(num_images or len(images), len(images))
     total = 0.0
     for batch in _share(count, max_batch_size, f"reconstruction in {num_inference_steps} steps"):
-        total += pipe.reconstruct(images[batch], num_inference_steps, output_type="latent").mse.double().sum().item()
+        errors = pipe.reconstruct(images[batch], num_inference_steps, output_type="latent").mse.double().cpu().numpy()
+        _refuse_nan("reconstruction error", errors, batch, images)
+        total += float(errors.sum())
     return sum(gather_object([total])) / count
 
 
 def _share(count: int, size: int, title: str) -> Iterator[list[int]]:
     """Yield this process's batches of the numbers below `count`."""
-    state = processes()
-    starts = range(state.process_index * size, count, size * state.num_processes)
-    for start in tqdm(starts, desc=title, leave=False, disable=not state.is_main_process):
-        yield list(range(start, min(start + size, count)))
+    numbers = share(count, size)
+    for start in tqdm(range(0, len(numbers), size), desc=title, leave=False, disable=not processes().is_main_process):
+        yield numbers[start : start + size]
+
+
+def _refuse_nan(what: str, errors: np.ndarray, numbers: list[int], images: ImageSet):
+    bad = [images.label(numbers[i]) for i in np.flatnonzero(~np.isfinite(errors))]
+    if bad:
+        raise ValueError(f"the {what} of {len(bad)} images is not finite (NaN or infinite): {', '.join(bad[:5])}")

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,7 +23,7 @@ LEGACY_FILE = "pt_inception-2015-12-05-6726825d.pth"
 
 
 class FeatureExtractor:
-    """A function from images, uint8 [N, C, H, W] with C 1 or 3, to features, float32 array [N, D].
+    """A function from images, uint8 with 1 or 3 channels, to features, float32 array [N, D].
 
     `name` is "inception-<mode>" or the file's name, `hash` the SHA-256 of its weights' file. `metric` and
     `kernel_metric` are what distances on its features are called: "fid" and "kid" for Inception's, else
@@ -37,22 +37,33 @@ class FeatureExtractor:
         self._threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1)) if resize else None
 
     @torch.no_grad()
-    def __call__(self, images: torch.Tensor) -> np.ndarray:
-        """Raises ValueError for images that are not uint8 [N, C, H, W] with C 1 or 3."""
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise ValueError(
-                f"images are {images.dtype} {tuple(images.shape)}; allowed: torch.uint8 (N, C, H, W) with C 1 or 3"
-            )
-        images = images.cpu().expand(-1, 3, -1, -1)
-        if self._resize:
-            pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-            batch = torch.stack(list(self._threads.map(self._resized, pixels)))
-        else:
-            batch = images.float()
-        return self._forward(batch.to(self.device)).float().cpu().numpy()
+    def __call__(self, images: torch.Tensor | Sequence[torch.Tensor]) -> np.ndarray:
+        """Features of images, uint8 [N, C, H, W], or a sequence of [C, H, W] that may differ in size.
 
-    def _resized(self, pixels: np.ndarray) -> torch.Tensor:
+        Raises:
+            ValueError: images of another type or shape, or a TorchScript file that does not return [N, D].
+        """
+        for image in images:
+            if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
+                given = f"an image is {image.dtype} {tuple(image.shape)}"
+                raise ValueError(f"{given}; allowed: torch.uint8 (C, H, W) with C 1 or 3")
+        colour = [image.cpu().expand(3, -1, -1) for image in images]
+        prepared = list(self._threads.map(self._resized, colour)) if self._resize else [x.float() for x in colour]
+        by_size: dict[torch.Size, list[int]] = {}
+        for number, image in enumerate(prepared):
+            by_size.setdefault(image.shape, []).append(number)
+        rows: dict[int, np.ndarray] = {}
+        for numbers in by_size.values():
+            features = self._forward(torch.stack([prepared[number] for number in numbers]).to(self.device))
+            if features.ndim != 2 or len(features) != len(numbers):
+                given = f"{self.name} returns {tuple(features.shape)} for {len(numbers)} images"
+                raise ValueError(f"{given}; allowed: ({len(numbers)}, D)")
+            rows |= zip(numbers, features.float().cpu().numpy(), strict=True)
+        return np.stack([rows[number] for number in range(len(prepared))])
+
+    def _resized(self, image: torch.Tensor) -> torch.Tensor:
         """One image as clean-fid's ResizeDataset hands it to Inception: where it stays uint8, by way of [0, 1]."""
+        pixels = image.permute(1, 2, 0).contiguous().numpy()
         resized = torch.from_numpy(np.array(self._resize(pixels))).permute(2, 0, 1)
         return resized.float().div(255) * 255 if resized.dtype == torch.uint8 else resized
 

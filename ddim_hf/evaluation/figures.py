@@ -1,7 +1,7 @@
-"""Distances, one function a figure: of samples that are made on the way, of real images, of a folder's images."""
+"""Distances, one function a figure: of images that are sampled on the way, and of images that are there."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +18,9 @@ from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import processes
 from .features import FeatureExtractor
 from .frechet import Statistics, frechet_distance, kernel_distance
-from .references import feature_batches
+from .originals import OriginalImages
+from .references import BATCH, feature_batches
+from .unfinished import Unfinished
 
 
 def distances(
@@ -30,47 +32,55 @@ def distances(
     num_images: int,
     block: int,
     seed: int = 0,
+    unfinished: Unfinished | None = None,
 ) -> dict[str, float]:
     """The Frechet distance, and with `reference_feats` the kernel distance, of images made on all processes.
 
     Args:
         make: called as make(block, seeds=[...]); returns uint8 [block, C, H, W], image k made from seed + k.
+        unfinished: where the features are kept on the way; what is there already is not made again.
 
     Returns:
-        extractor.metric, with `reference_feats` extractor.kernel_metric, and the seconds that one process spent:
-        "seconds", "seconds_features" (on a GPU on a thread beside the sampling), "seconds_waiting" (of it, what the
-        sampling waited).
-    """
-    numbers = share(num_images, block)
-    statistics, kept, spent, waiting, began = Statistics(), [], 0.0, 0.0, time.perf_counter()
+        extractor.metric, with `reference_feats` extractor.kernel_metric, and unless some images were there already the
+        seconds that one process spent: "seconds", "seconds_features" (on a GPU on a thread beside the sampling),
+        "seconds_waiting" (of it, what the sampling waited).
 
-    def extract(images: torch.Tensor) -> float:
+    Raises:
+        ValueError: features that are not finite, or fewer than two images.
+    """
+    seen = _Seen(keep_features=reference_feats is not None)
+    numbers = share(num_images, block)
+    done = unfinished.load(numbers[::block]) if unfinished else {}
+    for first, features in done.items():
+        seen.add(range(first, first + len(features)), features)
+    numbers = [k for k in numbers if k // block * block not in done]
+    spent, waiting, began = 0.0, 0.0, time.perf_counter()
+
+    def extract(block: Sequence[int], images: torch.Tensor) -> float:
         start = time.perf_counter()
         features = extractor(images)
-        statistics.update(features)
-        if reference_feats is not None:
-            kept.append(features)
+        seen.add(block, features, [f"seed {seed + k}" for k in block])
+        seen.statistics.check_finite()
+        if unfinished:
+            unfinished.add(block[0], features)
         return time.perf_counter() - start
 
-    bar = tqdm(total=len(numbers), desc="sampling", unit="image", leave=False, disable=not processes().is_main_process)
+    hidden = not processes().is_main_process
+    bar = tqdm(total=len(numbers), desc="sampling", unit="image", leave=False, disable=hidden)
     with ThreadPoolExecutor(1) as pool, bar:
         submit = pool.submit if extractor.device.type != "cpu" else _at_once
         pending = None
         for part, images in sample_numbers(make, numbers, seed=seed, max_batch_size=block):
             start = time.perf_counter()
             spent += pending.result() if pending else 0
-            pending = submit(extract, images[: len(part)])
+            pending = submit(extract, part, images[: len(part)])
             waiting += time.perf_counter() - start
             bar.update(len(part))
         start = time.perf_counter()
         spent += pending.result() if pending else 0
         waiting += time.perf_counter() - start
     seconds = {"seconds": time.perf_counter() - began, "seconds_features": spent, "seconds_waiting": waiting}
-
-    values = {extractor.metric: frechet_distance(statistics.reduced(), reference)}
-    if reference_feats is not None:
-        values[extractor.kernel_metric] = kernel_distance(reference_feats, _in_order(numbers, kept), seed)
-    return values | seconds
+    return seen.distances(extractor, reference, reference_feats, seed) | ({} if done else seconds)
 
 
 def _at_once(function: Callable, *args: Any) -> Future:
@@ -81,39 +91,8 @@ def _at_once(function: Callable, *args: Any) -> Future:
     return done
 
 
-def _in_order(numbers: list[int], features: list[np.ndarray]) -> np.ndarray:
-    """The features of all processes' images, by the images' numbers."""
-    parts = gather_object([(numbers, np.concatenate(features) if features else None)])
-    parts = [part for part in parts if part[0]]
-    order = np.argsort(np.concatenate([numbers for numbers, _ in parts]))
-    return np.concatenate([features for _, features in parts])[order]
-
-
-def our_samples(pipe: DDIMCustomPipeline, **sampling: Any) -> Callable:
-    """What `distances` calls to make images with our pipeline."""
-
-    def make(block: int, seeds: list[int]) -> torch.Tensor:
-        return states_to_pixels(pipe(block, seeds=seeds, output_type="latent", **sampling).images)
-
-    return make
-
-
-def stock_samples(pipe: DDIMCustomPipeline, **sampling: Any) -> Callable:
-    """The same with diffusers' own pipeline and scheduler, on the same network and seeds."""
-    config = {key: value for key, value in pipe.scheduler.config.items() if key not in ("skip_type", "variance")}
-    stock = DDIMPipeline(pipe.unet, DDIMScheduler.from_config({**config, "_class_name": "DDIMScheduler"}))
-    stock.set_progress_bar_config(disable=True)
-
-    def make(block: int, seeds: list[int]) -> torch.Tensor:
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        pixels = stock(block, generator=generators, output_type="np", **sampling).images
-        return torch.from_numpy((pixels * 255).round().astype(np.uint8)).permute(0, 3, 1, 2)
-
-    return make
-
-
 def image_distances(
-    images: ImageSet,
+    images: ImageSet | OriginalImages,
     extractor: FeatureExtractor,
     reference: Statistics,
     reference_feats: np.ndarray | None = None,
@@ -121,13 +100,70 @@ def image_distances(
     count: int | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """The same figures of images that are there already, all of them or the first `count`."""
-    statistics, kept = Statistics(), []
-    for features in feature_batches(images, extractor, count=count):
-        statistics.update(features)
+    """The same distances of images that are there, all of them or the first `count`, shared by all processes."""
+    seen = _Seen(keep_features=reference_feats is not None)
+    numbers = share(len(images) if count is None else count, BATCH)
+    for batch, features in feature_batches(images, extractor, numbers):
+        seen.add(batch, features, [images.label(k) for k in batch])
+    return seen.distances(extractor, reference, reference_feats, seed)
+
+
+class _Seen:
+    """What this process knows of its images: their statistics, and for the kernel distance their features."""
+
+    def __init__(self, keep_features: bool):
+        self.statistics, self.keep_features = Statistics(), keep_features
+        self.features: dict[int, np.ndarray] = {}  # by the images' numbers
+
+    def add(self, numbers: Sequence[int], features: np.ndarray, names: Sequence[str] | None = None):
+        self.statistics.update(features, names)
+        if self.keep_features:
+            self.features |= zip(numbers, features, strict=True)
+
+    def distances(
+        self, extractor: FeatureExtractor, reference: Statistics, reference_feats: np.ndarray | None, seed: int
+    ) -> dict[str, float]:
+        """Over the images of all processes, each of which has to call it."""
+        values = {extractor.metric: frechet_distance(self.statistics.reduced(), reference)}
         if reference_feats is not None:
-            kept.append(features)
-    values = {extractor.metric: frechet_distance(statistics, reference)}
-    if reference_feats is not None:
-        values[extractor.kernel_metric] = kernel_distance(reference_feats, np.concatenate(kept), seed)
-    return values
+            # The kernel distance draws subsets: the order must not depend on the number of processes.
+            features = {number: row for part in gather_object([self.features]) for number, row in part.items()}
+            in_order = np.stack([features[number] for number in sorted(features)])
+            values[extractor.kernel_metric] = kernel_distance(reference_feats, in_order, seed)
+        return values
+
+
+# What `distances` calls to make images
+
+
+def our_samples(pipe: DDIMCustomPipeline, **sampling: Any) -> Callable[[int, list[int]], torch.Tensor]:
+    """With our pipeline."""
+
+    def make(block: int, seeds: list[int]) -> torch.Tensor:
+        states = pipe(block, seeds=seeds, output_type="latent", **sampling).images
+        _refuse_nan(states.isfinite().flatten(1).all(1).tolist(), seeds)
+        return states_to_pixels(states)
+
+    return make
+
+
+def stock_samples(pipe: DDIMCustomPipeline, **sampling: Any) -> Callable[[int, list[int]], torch.Tensor]:
+    """With diffusers' own pipeline and scheduler, on the same network and seeds."""
+    config = {key: value for key, value in pipe.scheduler.config.items() if key not in ("skip_type", "variance")}
+    stock = DDIMPipeline(pipe.unet, DDIMScheduler.from_config({**config, "_class_name": "DDIMScheduler"}))
+    stock.set_progress_bar_config(disable=True)
+
+    def make(block: int, seeds: list[int]) -> torch.Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        images = stock(block, generator=generators, output_type="np", **sampling).images
+        _refuse_nan(np.isfinite(images).all((1, 2, 3)).tolist(), seeds)
+        return torch.from_numpy((images * 255).round().astype(np.uint8)).permute(0, 3, 1, 2)
+
+    return make
+
+
+def _refuse_nan(finite: list[bool], seeds: list[int]):
+    """As pixels they would be black images, whose features are finite."""
+    bad = sorted({seed for seed, is_finite in zip(seeds, finite, strict=True) if not is_finite})
+    if bad:
+        raise ValueError(f"the network's images are not finite (NaN or infinite), from the seeds {bad[:5]}")

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from ..data import ImageSet, default_cache, load_images
+from ..data.cache import digest
 from ..files import whole_file
 from .features import FeatureExtractor
 from .frechet import Statistics
+from .originals import OriginalImages, load_originals
 
 BATCH = 128  # images of a set through the feature extractor at once
 CLEANFID_SPLITS = "train|test|trainval|trainval70k|custom"
@@ -27,8 +29,8 @@ class Reference:
 
     name: str
     split: str | None
-    images: ImageSet | None
-    resolution: int
+    images: ImageSet | OriginalImages | None
+    resolution: int | None
 
     def statistics(self, extractor: FeatureExtractor, mode: str, cache_dir: str | Path | None) -> Statistics:
         if self.images is not None:
@@ -41,10 +43,13 @@ class Reference:
             return reference_features(self.images, extractor, cache_dir)
         return self._precomputed(mode, "KID")
 
-    def protocol(self) -> dict[str, Any]:
-        """What a figure says of it."""
-        count = None if self.images is None else len(self.images)
-        return {"reference": self.name, "split": self.split, "num_reference": count}
+    def protocol(self, statistics: Statistics) -> dict[str, Any]:
+        """What a figure says of it; the hash is that of the images, or of clean-fid's statistics."""
+        if self.images is None:
+            count, content = None, digest(statistics.mean.tobytes() + statistics.covariance.tobytes())
+        else:
+            count, content = len(self.images), self.images.fingerprint
+        return {"reference": self.name, "split": self.split, "num_reference": count, "reference_hash": content}
 
     def _precomputed(self, mode: str, metric: str) -> Any:
         from cleanfid.features import get_reference_statistics
@@ -62,13 +67,17 @@ def load_reference(
     name: str,
     *,
     resolution: int,
-    channels: int,
+    channels: int | None,
     split: str | None = None,
     image_column: str | None = None,
     extractor: FeatureExtractor,
     cache_dir: str | Path | None = None,
 ) -> Reference:
     """Open what `load_images` opens or, by a name such as "cifar10/train", clean-fid's precomputed statistics.
+
+    Args:
+        resolution, channels: of the images, as in `load_images`. Where channels is None each image is at its own size
+            and in colour, as clean-fid reads a folder, and resolution chooses among clean-fid's statistics alone.
 
     Raises:
         ValueError: precomputed statistics with features other than Inception's.
@@ -78,30 +87,43 @@ def load_reference(
         if extractor.metric != "fid":
             raise ValueError(f"reference {name!r} is clean-fid's, of Inception; {extractor.name} needs images")
         return Reference(known[1], known[2], None, resolution)
-    images = load_images(
-        name, split=split, resolution=resolution, channels=channels, image_column=image_column, cache_dir=cache_dir
-    )
+    data = {"split": split, "image_column": image_column, "cache_dir": cache_dir}
+    if channels is None:
+        images = load_originals(name, **data)
+    else:
+        images = load_images(name, resolution=resolution, channels=channels, **data)
     return Reference(short_name(name), images.split, images, resolution)
 
 
 def short_name(name: str | Path) -> str:
-    """A local path by its last part, so that no figure carries a machine's folders."""
-    return Path(name).resolve().name if Path(name).exists() else str(name)
+    """A local path by its last part, so that no figure carries a machine's folders; by two where that is "images"."""
+    if not Path(name).exists():
+        return str(name)
+    path = Path(name).resolve()
+    return f"{path.parent.name}/images" if path.name == "images" else path.name
 
 
 # Features of images, kept
 
 
 def reference_statistics(
-    images: ImageSet, extractor: FeatureExtractor, cache_dir: str | Path | None = None, batch_size: int = BATCH
+    images: ImageSet | OriginalImages,
+    extractor: FeatureExtractor,
+    cache_dir: str | Path | None = None,
+    batch_size: int = BATCH,
 ) -> Statistics:
     """Statistics of all images, kept in `cache_dir` (as for `load_images`) by content: their fingerprint and the
-    extractor's name and hash. The first process to come computes them; the others wait for its file."""
+    extractor's name and hash. The first process to come computes them; the others wait for its file.
+
+    Raises:
+        ValueError: fewer than two images, or features that are not finite.
+    """
 
     def compute() -> dict[str, np.ndarray]:
         whole = Statistics()
-        for features in feature_batches(images, extractor, batch_size):
-            whole.update(features)
+        for numbers, features in feature_batches(images, extractor, range(len(images)), batch_size):
+            whole.update(features, [images.label(number) for number in numbers])
+        whole.check()
         return {"mean": whole.mean, "covariance": whole.covariance, "count": np.int64(whole.count)}
 
     kept = _kept("statistics", images, extractor, cache_dir, compute)
@@ -109,31 +131,34 @@ def reference_statistics(
 
 
 def reference_features(
-    images: ImageSet, extractor: FeatureExtractor, cache_dir: str | Path | None = None, batch_size: int = BATCH
+    images: ImageSet | OriginalImages,
+    extractor: FeatureExtractor,
+    cache_dir: str | Path | None = None,
+    batch_size: int = BATCH,
 ) -> np.ndarray:
     """Features of all images, float32 [N, D], kept as `reference_statistics` keeps its own (KID needs them)."""
 
     def compute() -> dict[str, np.ndarray]:
-        return {"features": np.concatenate(list(feature_batches(images, extractor, batch_size)))}
+        batches = feature_batches(images, extractor, range(len(images)), batch_size)
+        return {"features": np.concatenate([features for _, features in batches])}
 
     return _kept("features", images, extractor, cache_dir, compute)["features"]
 
 
 def feature_batches(
-    images: ImageSet, extractor: FeatureExtractor, batch_size: int = BATCH, count: int | None = None
-) -> Iterator[np.ndarray]:
-    """Yield the features of one batch after the other, of all images or of the first `count`."""
-    count = len(images) if count is None else count
-    with tqdm(total=count, desc=f"features of {images.name}", unit=" images", delay=2) as bar:
-        for start in range(0, count, batch_size):
-            batch = images[start : min(start + batch_size, count)]
-            yield extractor(batch)
+    images: ImageSet | OriginalImages, extractor: FeatureExtractor, numbers: Sequence[int], batch_size: int = BATCH
+) -> Iterator[tuple[Sequence[int], np.ndarray]]:
+    """Yield numbers of images and their features, one batch after the other."""
+    with tqdm(total=len(numbers), desc=f"features of {images.name}", unit=" images", delay=2) as bar:
+        for start in range(0, len(numbers), batch_size):
+            batch = numbers[start : start + batch_size]
+            yield batch, extractor(images[batch])
             bar.update(len(batch))
 
 
 def _kept(
     kind: str,
-    images: ImageSet,
+    images: ImageSet | OriginalImages,
     extractor: FeatureExtractor,
     cache_dir: str | Path | None,
     compute: Callable[[], dict[str, np.ndarray]],

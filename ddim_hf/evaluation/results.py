@@ -1,23 +1,22 @@
-"""Where figures are kept: results.json, whose rows are a metric, its value and the protocol it was measured by."""
+"""Where figures are kept: results.json, with the same as tables and as a plot beside it."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
+from filelock import FileLock
 
 from ..files import write_text
-from ..generation import MANIFEST
 from ..metrics import FRECHET
-from ..processes import processes
+from ..processes import on_main
 from ..provenance import machine, package_versions
+from .rows import line, protocol
 from .tables import plot, tables
-
-MEASURED = ("value", "by_timesteps", "seconds", "seconds_features", "seconds_waiting")
 
 
 class Results:
-    """The rows of a JSON file; each is a metric, its value and the protocol it was measured by.
+    """The rows of a JSON file, which several evaluations may fill at the same time.
 
     Every process has to call each method, and all see the main process's file.
 
@@ -26,62 +25,52 @@ class Results:
     """
 
     def __init__(self, file: str | Path):
-        self.file, self.rows = Path(file), []
+        self.file = Path(file)
         if self.file.is_dir():
             raise ValueError(f"output {str(file)!r} is a folder; allowed: a file, such as results.json")
         if self.file.suffix == ".md":
             raise ValueError(f"output is {str(file)!r}; allowed: a file such as results.json (its table is the .md)")
-        if self.file.is_file():
-            try:
-                self.rows = json.loads(self.file.read_text())["results"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{self.file} is not a results file: give another --output") from error
-        state = processes()  # broadcasting needs it
-        (self.rows,) = broadcast_object_list([self.rows])  # without a shared disk each would see its own
-        state.wait_for_everyone()  # all have read it before one writes it
+        self.rows = on_main(self._read)
 
-    def has(self, row: dict[str, Any]) -> bool:
-        """Whether there is a figure of this metric by this protocol."""
-        return protocol(row) in map(protocol, self.rows)
+    def has(self, *rows: dict[str, Any]) -> bool:
+        """Whether there is a figure of each of these metrics and protocols, by whichever evaluation."""
+        self.rows = on_main(self._read)
+        known = [protocol(row) for row in self.rows]
+        return all(protocol(row) in known for row in rows)
 
-    def add(self, row: dict[str, Any]):
-        """Add or replace a figure; the main process writes all files anew and prints it."""
-        self.rows = [other for other in self.rows if protocol(other) != protocol(row)] + [row]
-        if not processes().is_main_process:
-            return
+    def add(self, *rows: dict[str, Any]):
+        """Add or replace figures; the main process writes all files anew and prints them.
+
+        Raises:
+            ValueError: a value is not finite.
+        """
+        for row in rows:
+            if not math.isfinite(row["value"]):
+                raise ValueError(f"{line(row)}: this is no figure, and is not kept")
+        self.rows = on_main(lambda: self._merge(rows))
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.file.is_file():
+            return []
+        try:
+            rows = json.loads(self.file.read_text())["results"]
+            # Earlier versions wrote NaN, which is neither a figure nor JSON: it is measured again.
+            return [row for row in rows if row["metric"] and math.isfinite(row["value"])]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.file} is not a results file: give another --output") from error
+
+    def _merge(self, rows: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
+        """Add to what the file holds by now, and write all of it; return that."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        content = {"results": self.rows, "versions": package_versions(), "machine": machine()}
-        write_text(self.file, json.dumps(content, indent=2) + "\n")
-        write_text(self.file.with_suffix(".md"), tables(self.rows))
-        if row["metric"] in FRECHET:
-            plot(self.rows, self.file.with_name("fid_vs_steps.png"))
-        print(_line(row), flush=True)
-
-
-def protocol(row: dict[str, Any]) -> dict[str, Any]:
-    """What makes two figures the same one: where a model lies does not, if its weights are known."""
-    left_out = (*MEASURED, "model") if row.get("weights_hash") else MEASURED
-    return {key: value for key, value in row.items() if key not in left_out and value is not None}
-
-
-def _line(row: dict[str, Any]) -> str:
-    keys = ("num_inference_steps", "eta", "tau", "variance", "implementation", "split", "num_images")
-    settings = " ".join(f"{key}={row[key]}" for key in keys if row.get(key) is not None)
-    text = f"{row['metric']} {row['value']:.6g}  {settings}"
-    if "seconds" in row:
-        waited, total = row["seconds_waiting"], row["seconds"] or 1
-        text += (
-            f"  ({row['num_images'] / total:.1f} images/s; features {row['seconds_features']:.1f} s beside the "
-            f"sampling, which waited {waited:.1f} of {total:.1f} s, {waited / total:.1%})"
-        )
-    return text
-
-
-def read_manifest(images: Path) -> dict[str, Any]:
-    """How a folder of images was sampled, where `generate` left its manifest beside it."""
-    file = images.parent / MANIFEST
-    if images.name != "images" or not file.is_file():
-        return {}
-    kept = ("model", "weights_hash", "num_inference_steps", "eta", "tau", "variance", "seed")
-    manifest = json.loads(file.read_text())
-    return {key: manifest[key] for key in kept if key in manifest} | {"implementation": "ddim_hf"}
+        # Another evaluation may read, add and write at the same time: one after the other.
+        with FileLock(self.file.with_name(f".{self.file.name}.lock")):
+            new = [protocol(row) for row in rows]
+            merged = [row for row in self._read() if protocol(row) not in new] + list(rows)
+            content = {"results": merged, "versions": package_versions(), "machine": machine()}
+            write_text(self.file, json.dumps(content, indent=2, allow_nan=False) + "\n")
+            write_text(self.file.with_suffix(".md"), tables(merged))
+            if any(row["metric"] in FRECHET for row in rows):
+                plot(merged, self.file.with_name("fid_vs_steps.png"))
+        for row in rows:
+            print(line(row), flush=True)
+        return merged

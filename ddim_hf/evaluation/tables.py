@@ -1,19 +1,33 @@
 """Rows of results as Markdown tables in the form of the paper's table 1, and as a plot."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from ..files import whole_file
 from ..markdown import grid, noise, shown, table
 from ..metrics import FRECHET, NAMES
+from .rows import CELL, differing, protocol
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
     """Markdown: a table for each metric and protocol, eta down (sigma_hat last) and S across."""
+    groups = _groups(rows)
+    titles = [_title(group[0]) for group in groups]
+    for title in {title for title in titles if titles.count(title) > 1}:
+        same = [number for number, other in enumerate(titles) if other == title]
+        for number, words in zip(same, differing([groups[number][0] for number in same]), strict=True):
+            titles[number] += "".join(f", {key} {value}" for key, value in words.items())
+    return "\n".join(f"**{title}**\n\n{_table(group)}" for title, group in zip(titles, groups, strict=True))
+
+
+def _groups(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The rows by all of their protocol but their cell: each group is a table, in which no two have one cell."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(_title(row), []).append(row)
-    return "\n".join(f"{title}\n\n{_table(group)}" for title, group in groups.items())
+        key = {name: value for name, value in protocol(row).items() if name not in CELL}
+        groups.setdefault(json.dumps(key, sort_keys=True), []).append(row)
+    return list(groups.values())
 
 
 def _title(row: dict[str, Any]) -> str:
@@ -26,7 +40,7 @@ def _title(row: dict[str, Any]) -> str:
         if row.get(key) is not None:
             parts.append(f"{key} {row[key]}")
     weights = f" ({row['weights_hash'][:12]})" if row.get("weights_hash") else ""
-    return f"**{', '.join(parts)}{weights}**"
+    return ", ".join(parts) + weights
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -40,26 +54,25 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], file: Path):
-    """Distance by S, a line for each eta, tau and implementation."""
+    """Distance by S, a line for each eta and protocol."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    lines: dict[str, list[tuple[int, float]]] = {}
-    several = len({row.get("network") for row in rows if row.get("num_inference_steps")}) > 1
-    for row in rows:
-        if row["metric"] in FRECHET and row.get("num_inference_steps"):
-            label = f"eta {noise(row)[1]}, {row['tau']}, {row['implementation']}, {row['num_images']:,} images"
-            label += f", {row['network']}" if several and row.get("network") else ""
-            name = f"{NAMES[row['metric']]} on {row['feature_extractor']}"
-            lines.setdefault(f"{name}, {label}", []).append((row["num_inference_steps"], row["value"]))
-    if not lines:
+    drawn = [row for row in rows if row["metric"] in FRECHET and row.get("num_inference_steps")]
+    if not drawn:
         return
+    groups = _groups(drawn)
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for group, words in zip(groups, differing([group[0] for group in groups]), strict=True):
+        for row in group:
+            label = ", ".join([f"eta {noise(row)[1]}", *(f"{key} {value}" for key, value in words.items())])
+            lines.setdefault(label, []).append((row["num_inference_steps"], row["value"]))
     figure, axes = pyplot.subplots(figsize=(7, 5))
     for label, points in lines.items():
         axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
-    axes.set(xscale="log", xlabel="steps S", ylabel="distance")
+    axes.set(xscale="log", xlabel="steps S", ylabel=" / ".join(sorted({NAMES[row["metric"]] for row in drawn})))
     axes.legend(fontsize=7)
     figure.tight_layout()
     with whole_file(file) as beside:

@@ -1,15 +1,13 @@
 """Stopping a run on SIGTERM or SIGINT, all its processes after the same step."""
 
-import ctypes
 import signal
-import sys
 import threading
 
 import torch
 import torch.distributed
 from accelerate import Accelerator
 
-from ..provenance import launcher
+from ..processes import end_with_launcher
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -29,7 +27,7 @@ class StopRequest:
         self.received, self._previous = False, {}
         # The vote goes through the hosts' memory, so that no step waits for a GPU.
         self._group = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
-        _on_parents_death(signal.SIGTERM)
+        end_with_launcher()
 
     def listen(self):
         """Take the signals from now on."""
@@ -57,11 +55,3 @@ class StopRequest:
         vote = torch.tensor(int(self.received))
         torch.distributed.all_reduce(vote, torch.distributed.ReduceOp.MAX, group=self._group)
         return bool(vote)
-
-
-def _on_parents_death(number: int):
-    """Have the kernel send this process a signal when its launcher ends."""
-    # Not where a shell is the parent: a run under nohup outlives it.
-    if sys.platform == "linux" and launcher():
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)

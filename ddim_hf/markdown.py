@@ -15,7 +15,8 @@ def grid(rows: list[dict[str, Any]]) -> str:
 def noise(row: dict[str, Any]) -> tuple[float, str]:
     """How much noise a row's sampler adds: its place in a table, and its name."""
     if row.get("variance") == "sigma_hat":
-        return 2.0, "sigma_hat"
+        eta = row.get("eta", 1.0)
+        return 2.0 + eta, "sigma_hat" if eta == 1 else f"sigma_hat, eta {eta:g}"
     return (-1.0, "") if row.get("eta") is None else (row["eta"], str(float(row["eta"])))
 
 

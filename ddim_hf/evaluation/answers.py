@@ -122,12 +122,12 @@ def _measure_model(question: Question, results: Results):
         _measure_reconstruction(question, pipe, images, model, results)
 
 
-def _scheduler_settings(pipe: DDIMCustomPipeline) -> dict[str, Any]:
+def _scheduler_settings(pipe: DDIMCustomPipeline) -> dict[str, Any] | None:
     """Those that are not the default; tau and variance stand by themselves."""
     defaults = inspect.signature(DDIMSchedulerCustom.__init__).parameters
     config = json.loads(pipe.scheduler.to_json_string())  # as results.json will give them back
     names = sorted(defaults.keys() & config.keys() - {"skip_type", "variance"})
-    return {name: config[name] for name in names if config[name] != defaults[name].default}
+    return {name: config[name] for name in names if config[name] != defaults[name].default} or None
 
 
 def _measure_floor(question: Question, target: _Target, size: dict[str, int], results: Results):

@@ -1,0 +1,46 @@
+"""References: kept by content, or clean-fid's own statistics."""
+
+import numpy as np
+import pytest
+from evaluation_files import save_files
+
+from ddim_hf.data import load_images
+from ddim_hf.evaluation import load_reference
+from ddim_hf.evaluation.features import load_feature_extractor
+from ddim_hf.evaluation.references import reference_statistics
+
+pytest.importorskip("cleanfid.fid")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return save_files(tmp_path_factory.mktemp("files"))
+
+
+def test_the_reference_is_kept_by_content(files, tmp_path):
+    """A reference is computed once for each content and extractor, and a kept one is taken as it is."""
+    extractor = load_feature_extractor(files / "features.pt", device="cpu")
+    images = load_images("digits", split="test", resolution=8, channels=1)
+    first = reference_statistics(images, extractor, tmp_path, batch_size=50)
+    extractor._forward = None  # calling it would fail
+    assert np.array_equal(reference_statistics(images, extractor, tmp_path).mean, first.mean)
+    other = load_images("digits", split="train", resolution=8, channels=1)
+    with pytest.raises(TypeError):
+        reference_statistics(other, extractor, tmp_path)
+    assert len(list((tmp_path / "features").glob("*.npz"))) == 1
+
+
+def test_precomputed_statistics_are_cleanfids(monkeypatch, tmp_path, files):
+    """A reference "cifar10/train" is clean-fid's own file of statistics, of Inception alone."""
+    import cleanfid as package
+
+    monkeypatch.setattr(package, "__file__", str(tmp_path / "__init__.py"))
+    (tmp_path / "stats").mkdir()
+    np.savez(tmp_path / "stats/cifar10_clean_train_32.npz", mu=np.arange(3.0), sigma=np.eye(3))
+    inception = load_feature_extractor(inception_weights=files / "inception.pt", device="cpu")
+    reference = load_reference("cifar10/train", resolution=32, channels=3, extractor=inception)
+    statistics = reference.statistics(inception, "clean", None)
+    assert np.array_equal(statistics.mean, np.arange(3.0)) and np.array_equal(statistics.covariance, np.eye(3))
+    own = load_feature_extractor(files / "features.pt", device="cpu")
+    with pytest.raises(ValueError, match="features.pt needs images"):
+        load_reference("cifar10/train", resolution=32, channels=3, extractor=own)

@@ -1,0 +1,128 @@
+"""Results: a file that several evaluations fill, and tables in which nothing that differs shares a cell."""
+
+import json
+import math
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from ddim_hf.evaluation.results import Results
+from ddim_hf.evaluation.tables import tables
+
+ROOT = Path(__file__).resolve().parents[2]
+ROW = {"metric": "fid", "num_images": 9, "reference": "x", "tau": "uniform", "num_inference_steps": 10, "eta": 0.0}
+
+
+def test_tables_tell_networks_and_etas_apart():
+    """Figures that differ in how the network ran stand in two tables, and etas have all their digits."""
+    row = {"metric": "fid", "num_images": 9, "reference": "x", "tau": "uniform", "num_inference_steps": 10}
+    rows = [row | {"eta": eta, "network": "float32", "value": 10.0 + eta} for eta in (0.0, 0.2, 0.25, 1.0)]
+    text = tables([*rows, row | {"eta": 0.0, "network": "fast sampling, bfloat16", "value": 11.5}])
+    assert "| 0.0 | 10.00 |\n| 0.2 | 10.20 |\n| 0.25 | 10.25 |\n| 1.0 | 11.00 |\n" in text
+    assert "network float32**" in text and "network fast sampling, bfloat16**\n\n| eta | S = 10 |" in text
+
+
+@pytest.mark.parametrize(
+    "key, values, told",
+    [
+        ("reference_hash", ["a" * 32, "b" * 32], ["aaaaaaaa", "bbbbbbbb"]),
+        ("images_hash", ["a" * 32, "b" * 32], ["aaaaaaaa", "bbbbbbbb"]),
+        ("scheduler", [None, {"prediction_type": "v_prediction"}], ["", "prediction_type v_prediction"]),
+        ("resolution", [8, 16], ["resolution 8", "resolution 16"]),
+        ("mode", ["clean", "legacy_pytorch"], ["mode clean", "mode legacy_pytorch"]),
+    ],
+)
+def test_whatever_differs_has_a_table_of_its_own(key, values, told):
+    """Two figures whose protocols differ in anything stand in two tables, whose titles say in what, in few words."""
+    text = tables([ROW | {key: value, "value": 10.0 + number} for number, value in enumerate(values)])
+    titles = [line for line in text.splitlines() if line.startswith("**")]
+    assert len(titles) == 2 and "| 10.00 |" in text and "| 11.00 |" in text
+    assert all(words in title and len(title) < 120 for words, title in zip(told, titles, strict=True))
+    assert titles[0] != titles[1]
+
+
+def test_sigma_hat_at_another_eta_is_another_line():
+    """A folder sampled with sigma_hat at another eta than 1 does not take the place of that at 1."""
+    text = tables([ROW | {"variance": "sigma_hat", "eta": eta, "value": 10 + eta} for eta in (1.0, 0.5)])
+    assert "| sigma_hat | 11.00 |" in text and "| sigma_hat, eta 0.5 | 10.50 |" in text
+
+
+def test_the_repositorys_own_results_are_read(tmp_path):
+    """A file of figures from before is read, gives the same tables, and a figure that is added leaves them there."""
+    file = tmp_path / "results.json"
+    file.write_text((ROOT / "models/ddim-cifar10-64/results.json").read_text())
+    results = Results(file)
+    count, before = len(results.rows), tables(results.rows)
+    assert before.count("| eta |") == 3 and max(map(len, before.splitlines())) < 250
+    again = next(row for row in results.rows if row.get("num_inference_steps") == 10)
+    results.add(again | {"reference_hash": "c" * 32, "value": 1.5})
+    assert len(results.rows) == len(json.loads(file.read_text())["results"]) == count + 1
+    assert "reference_hash cccccccc" in file.with_suffix(".md").read_text()
+
+
+def test_a_value_that_is_no_number_is_not_kept(tmp_path):
+    """NaN is refused, so that the file is JSON; a file that holds one is read without it."""
+    results = Results(tmp_path / "r.json")
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="is no figure"):
+            results.add(ROW | {"value": value})
+    (tmp_path / "old.json").write_text(json.dumps({"results": [ROW | {"value": math.nan}, ROW | {"value": 2.0}]}))
+    old = Results(tmp_path / "old.json")
+    assert [row["value"] for row in old.rows] == [2.0] and old.has(ROW)
+    assert not Results(tmp_path / "r.json").has(ROW)
+
+
+def _fill(file: Path, first: int):
+    results = Results(file)
+    for number in range(first, first + 5):
+        results.add(ROW | {"metric": "denoising_loss", "seed": number, "value": 1.0, "by_timesteps": []})
+
+
+def test_two_evaluations_of_one_file_keep_all_rows(tmp_path):
+    """Of two processes that add figures to one file at the same time, none loses one of the other's."""
+    fork = multiprocessing.get_context("fork")
+    both = [fork.Process(target=_fill, args=(tmp_path / "r.json", first)) for first in (0, 100)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+        assert process.exitcode == 0
+    rows = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert sorted(row["seed"] for row in rows) == [*range(5), *range(100, 105)]
+
+
+def test_a_figure_of_another_evaluation_counts(tmp_path):
+    """What another evaluation has measured since this one began is not measured again."""
+    mine, theirs = Results(tmp_path / "r.json"), Results(tmp_path / "r.json")
+    theirs.add(ROW | {"value": 3.0})
+    assert mine.has(ROW) and not mine.has(ROW, ROW | {"metric": "kid"})
+
+
+def test_what_the_report_says_of_its_tables_holds():
+    """docs/results.md shows the tables of results.json, and its sentences hold in all the cells that they name."""
+    rows = json.loads((ROOT / "models/ddim-cifar10-64/results.json").read_text())["results"]
+    text = (ROOT / "docs/results.md").read_text()
+    assert all(table in text for table in tables(rows).split("\n\n**"))
+    cells = {
+        (row["tau"], row["num_inference_steps"], "hat" if row["variance"] == "sigma_hat" else row["eta"]): row["value"]
+        for row in rows
+        if row.get("implementation") == "ddim_hf"
+    }
+    uniform, quad = ({key[1:]: cells[key] for key in cells if key[0] == tau} for tau in ("uniform", "quad"))
+    for of in (uniform, quad):
+        for steps in (10, 20):
+            assert of[steps, 0.2] < of[steps, 0.5] < of[steps, 1.0] < of[steps, "hat"] > 3 * of[steps, 0.0]
+            assert abs(of[steps, 0.0] - of[steps, 0.2]) < 0.4
+            assert (of[steps, 0.0] < of[steps, 0.2]) == (of is uniform)
+    for steps in (50, 100):
+        assert min(value for key, value in uniform.items() if key[0] == steps) == uniform[steps, 0.2]
+        assert min(value for key, value in quad.items() if key[0] == steps) == quad[steps, 0.5]
+        assert 0 < uniform[steps, 0.0] - uniform[steps, 0.2] < 0.4 and uniform[steps, 0.5] < uniform[steps, 0.0]
+    assert [round(quad[steps, 0.0] - quad[steps, 0.5], 1) for steps in (50, 100)] == [0.5, 1.1]
+    ahead = [key for of in (uniform, quad) for key in of if key[0] >= 50 and of[key] > of[key[0], "hat"]]
+    assert ahead == [(100, 0.2)] and round(quad[100, 0.2] - quad[100, "hat"], 1) == 0.1
+    helped = {
+        noise: [s for s in (10, 20, 50, 100) if quad[s, noise] < uniform[s, noise]] for noise in ("hat", 1.0, 0.0)
+    }
+    assert helped == {"hat": [10, 20, 50, 100], 1.0: [20, 50, 100], 0.0: []}

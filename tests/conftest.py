@@ -85,3 +85,19 @@ def run(pipe, tmp_path):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"secret")
     return folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with feature extractors and a tiny model to evaluate."""
+    from evaluation_files import save_files
+
+    return save_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder with two folders of images, `a` and `b`."""
+    from evaluation_files import save_folders
+
+    return save_folders(tmp_path_factory.mktemp("folders"))

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_unet
-from evaluation_files import save_files
 from PIL import Image
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
@@ -21,11 +20,6 @@ from ddim_hf.evaluation import evaluate
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = {"num_inference_steps": [2, 4], "eta": [0.0, 1.0], "variance": ["sigma", "sigma_hat"], "num_images": 32}
 pytest.importorskip("cleanfid.fid")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return save_files(tmp_path_factory.mktemp("files"))
 
 
 def test_fast_sampling_is_recorded_of_ours_alone(files, tmp_path):

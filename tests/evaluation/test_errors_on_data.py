@@ -1,16 +1,10 @@
 """Errors on data: of the predicted noise, and of encoding followed by sampling."""
 
 import pytest
-from evaluation_files import save_files
 
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.data import load_images
 from ddim_hf.evaluation.errors import denoising_loss, reconstruction_error
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return save_files(tmp_path_factory.mktemp("files"))
 
 
 def test_the_denoising_loss_of_no_prediction_is_one(files):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation_files import pixels, save_files, save_folders
+from evaluation_files import pixels
 
 from ddim_hf.data import load_images
 from ddim_hf.evaluation.features import load_feature_extractor
@@ -13,16 +13,6 @@ from ddim_hf.evaluation.frechet import Statistics, frechet_distance
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 cleanfid = pytest.importorskip("cleanfid.fid")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return save_files(tmp_path_factory.mktemp("files"))
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return save_folders(tmp_path_factory.mktemp("folders"))
 
 
 def test_a_set_against_itself_is_zero(files, folders):

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from evaluation_files import save_files, save_folders
 from PIL import Image
 
 from ddim_hf.evaluation import evaluate, kernel_distance
@@ -13,16 +12,6 @@ from ddim_hf.evaluation.originals import load_originals
 from ddim_hf.generation import generate, load_pipeline
 
 cleanfid = pytest.importorskip("cleanfid.fid")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return save_files(tmp_path_factory.mktemp("files"))
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return save_folders(tmp_path_factory.mktemp("folders"))
 
 
 def test_two_folders_give_cleanfids_own_figure(files, folders, tmp_path):

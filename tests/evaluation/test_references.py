@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from evaluation_files import save_files
 
 from ddim_hf.data import load_images
 from ddim_hf.evaluation import load_reference
@@ -10,11 +9,6 @@ from ddim_hf.evaluation.features import load_feature_extractor
 from ddim_hf.evaluation.references import reference_statistics
 
 pytest.importorskip("cleanfid.fid")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return save_files(tmp_path_factory.mktemp("files"))
 
 
 def test_the_reference_is_kept_by_content(files, tmp_path):

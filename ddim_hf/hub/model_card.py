@@ -129,6 +129,7 @@ def model_card(
         existing = (folder / "README.md").read_bytes().decode()
     name = repo_id or folder.resolve().name
     config, rows = _recorded(folder / "config.json"), _recorded(folder / "results.json").get("results", [])
+    rows = [row for row in rows if not str(row.get("implementation")).startswith("real images")]  # not the model's
     scheduler = _recorded(folder / "scheduler/scheduler_config.json")
     data = _metadata(name, license, config, _headlines(rows, scheduler.get("skip_type", "uniform")))
     body = f"{BEGIN}\n{_body(folder, repo_id, config, scheduler, rows)}\n{END}"

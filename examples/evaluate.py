@@ -27,6 +27,8 @@ def main():
     parser.add_argument("--output", default="results.json", help="a table (.md) and fid_vs_steps.png go beside it")
     parser.add_argument("--split", help="of the reference (default: train, or its only one)")
     parser.add_argument("--image_column", help="of the reference")
+    parser.add_argument("--dataset_config_name", help="of the reference: which of its configurations")
+    parser.add_argument("--dataset_revision", help="of a reference on the Hub: branch, tag or commit")
     parser.add_argument("--revision", help="of the model on the Hub")
     parser.add_argument("--num_inference_steps", type=several(int), default=[50], metavar="S,S,...")
     parser.add_argument("--eta", type=several(float), default=[0.0], metavar="ETA,ETA,...")
@@ -47,6 +49,7 @@ def main():
     parser.add_argument("--data_splits", type=several(str), default=["train", "test"])
     parser.add_argument("--data_images", type=int, help="the first so many of each split (default: all)")
     parser.add_argument("--cache_dir", help="for decoded images and reference features")
+    parser.add_argument("--refresh_cache", action="store_true", help="read and decode all images again")
     parser.add_argument("--fast", action="store_true", help="channels-last, compiled, bf16 where it is faster")
     settings = vars(parser.parse_args())
     settings["also_stock"] = settings.pop("also") == "stock"

@@ -49,6 +49,17 @@ def dataset(count=5, columns=("image",), first=0):
     return datasets.Dataset.from_dict(images | {"label": list(range(count))}, datasets.Features(features))
 
 
+def write_configurations(folder, **counts):
+    """A dataset of several configurations, so many images each, as its card lists them."""
+    folder.mkdir(exist_ok=True)
+    lines = ["---", "configs:"]
+    for name, count in counts.items():
+        dataset(count).to_parquet(folder / f"{name}.parquet")
+        lines += [f"- config_name: {name}", f"  data_files: {name}.parquet"]
+    (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
+    return folder
+
+
 def error_line(kind, name, **options):
     with pytest.raises(kind) as caught:
         load_images(str(name), **({"resolution": 8} | options))

@@ -73,9 +73,8 @@ def _load_target(question: Question, resolution: int, channels: int | None) -> _
         resolution=resolution,
         channels=channels,
         split=question.split,
-        image_column=question.image_column,
         extractor=extractor,
-        cache_dir=question.cache_dir,
+        **question.data,
     )
     if reference.images is not None:
         _refuse_single(reference.images)
@@ -87,8 +86,7 @@ def _load_target(question: Question, resolution: int, channels: int | None) -> _
 
 
 def _load_split(question: Question, split: str, size: dict[str, int]) -> ImageSet:
-    data = {"image_column": question.image_column, "cache_dir": question.cache_dir}
-    return load_images(question.reference, split=split, **data, **size)
+    return load_images(question.reference, split=split, **question.data, **size)
 
 
 def _refuse_single(images: ImageSet | OriginalImages):
@@ -229,7 +227,7 @@ def _measure_folder(question: Question, results: Results):
     if (folder / "config.json").is_file():
         raise FileNotFoundError(f"{str(folder)!r} is a training run that has not finished: it holds no model yet")
     try:
-        images = load_originals(str(folder), cache_dir=question.cache_dir)
+        images = load_originals(str(folder), **question.cache)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{str(folder)!r} holds neither a model nor images: {error}") from error
     _refuse_single(images)

@@ -53,12 +53,14 @@ def load_originals(
     name: str,
     *,
     split: str | None = None,
-    image_column: str | None = None,
     cache_dir: str | Path | None = None,
+    refresh_cache: bool = False,
+    **data: str | None,
 ) -> OriginalImages | ImageSet:
     """Open what `load_images` opens, without its resizing; the arguments are those of `load_images`."""
     if name == "digits":
-        return load_images(name, split=split, image_column=image_column, resolution=DIGITS_RESOLUTION, channels=3)
-    source, split = open_source(name, split, image_column=image_column)
+        return load_images(name, split=split, resolution=DIGITS_RESOLUTION, channels=3, **data)
+    source, split = open_source(name, split, refresh_cache=refresh_cache, **data)
     cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
-    return OriginalImages(name, split, fingerprint(source, channels=3, resolution=0, cache=cache), source)
+    key = fingerprint(source, channels=3, resolution=0, cache=cache, refresh=refresh_cache)
+    return OriginalImages(name, split, key, source)

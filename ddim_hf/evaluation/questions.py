@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..hub import is_model
 from ..pipeline_ddim_custom import DDIMCustomPipeline
@@ -32,7 +33,7 @@ class Question:
             tau and variance are the model's own where none are given.
         num_images: images of each cell, image k made from seed + k.
         max_batch_size: as in `ddim_hf.generation.generate`.
-        split, image_column: of the reference, as in `load_images`.
+        split, image_column, dataset_config_name, dataset_revision: of the reference, as `load_images` has them.
         mode, feature_extractor, inception_weights: as in `load_feature_extractor`.
         kid: the kernel distance too.
         distance: False leaves the cells out.
@@ -42,7 +43,7 @@ class Question:
             the first `data_images` of each.
         revision: of a model on the Hub.
         fast: sample with fast sampling.
-        cache_dir: as in `load_images`; features of the reference are kept there too.
+        cache_dir, refresh_cache: as in `load_images`; features of the reference are kept in cache_dir too.
     """
 
     model: str
@@ -57,6 +58,8 @@ class Question:
     max_batch_size: int | None = None
     split: str | None = None
     image_column: str | None = None
+    dataset_config_name: str | None = None
+    dataset_revision: str | None = None
     mode: str = "clean"
     feature_extractor: str | None = None
     inception_weights: str | None = None
@@ -71,6 +74,17 @@ class Question:
     revision: str | None = None
     fast: bool = False
     cache_dir: str | Path | None = None
+    refresh_cache: bool = False
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """How the reference's images are read: arguments of `load_images`."""
+        names = {"image_column": self.image_column, "config_name": self.dataset_config_name}
+        return names | {"revision": self.dataset_revision} | self.cache
+
+    @property
+    def cache(self) -> dict[str, Any]:
+        return {"cache_dir": self.cache_dir, "refresh_cache": self.refresh_cache}
 
     @property
     def of_images(self) -> bool:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..data import ImageSet, default_cache, load_images
 from ..data.cache import digest
+from ..data.messages import refuse_options
 from ..files import whole_file
 from .features import FeatureExtractor
 from .frechet import Statistics
@@ -69,15 +70,15 @@ def load_reference(
     resolution: int,
     channels: int | None,
     split: str | None = None,
-    image_column: str | None = None,
     extractor: FeatureExtractor,
-    cache_dir: str | Path | None = None,
+    **data: Any,
 ) -> Reference:
     """Open what `load_images` opens or, by a name such as "cifar10/train", clean-fid's precomputed statistics.
 
     Args:
         resolution, channels: of the images, as in `load_images`. Where channels is None each image is at its own size
             and in colour, as clean-fid reads a folder, and resolution chooses among clean-fid's statistics alone.
+        data: how images are read, by the other arguments of `load_images`.
 
     Raises:
         ValueError: precomputed statistics with features other than Inception's.
@@ -86,12 +87,12 @@ def load_reference(
     if known and not Path(name).exists():
         if extractor.metric != "fid":
             raise ValueError(f"reference {name!r} is clean-fid's, of Inception; {extractor.name} needs images")
+        refuse_options(name, **{key: data.get(key) for key in ("image_column", "config_name", "revision")})
         return Reference(known[1], known[2], None, resolution)
-    data = {"split": split, "image_column": image_column, "cache_dir": cache_dir}
     if channels is None:
-        images = load_originals(name, **data)
+        images = load_originals(name, split=split, **data)
     else:
-        images = load_images(name, resolution=resolution, channels=channels, **data)
+        images = load_images(name, split=split, resolution=resolution, channels=channels, **data)
     return Reference(short_name(name), images.split, images, resolution)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from image_files import dataset, error_line, expected, noise, png, write_folder
+from image_files import dataset, error_line, expected, noise, png, write_configurations, write_folder
 
 from ddim_hf.data import describe_images, load_images, open_source
 
@@ -43,22 +43,9 @@ def test_an_archive_is_opened_once(tmp_path, monkeypatch):
     assert len(opened) == 1
 
 
-@pytest.fixture
-def configs(tmp_path):
-    """A set of two configurations, as its card lists them."""
-    folder = tmp_path / "several"
-    for name, count in (("small", 2), ("large", 5)):
-        (folder / name).mkdir(parents=True)
-        dataset(count).to_parquet(folder / name / "train.parquet")
-    lines = ["---", "configs:"]
-    for name in ("small", "large"):
-        lines += [f"- config_name: {name}", f"  data_files: {name}/train.parquet"]
-    (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
-    return folder
-
-
-def test_a_configuration_is_chosen_or_the_choice_is_told(configs):
+def test_a_configuration_is_chosen_or_the_choice_is_told(tmp_path):
     """config_name picks one of several; without it, or with an unknown one, the error names them all, in one line."""
+    configs = write_configurations(tmp_path / "several", small=2, large=5)
     assert len(load_images(str(configs), resolution=8, config_name="small")) == 2
     assert len(load_images(str(configs), resolution=8, config_name="large")) == 5
     line = error_line(FileNotFoundError, configs)
@@ -106,12 +93,8 @@ def test_an_option_that_means_nothing_for_a_set_is_refused(tmp_path):
 
 def test_a_set_on_the_hub_is_loaded_by_configuration_and_revision(hub, tmp_path):
     """Over HTTP, the branch and the configuration that are asked for come, and each has its own fingerprint."""
-    card = "---\nconfigs:\n- config_name: small\n  data_files: small.parquet\n"
-    card += "- config_name: large\n  data_files: large.parquet\n---\n"
-    files = {"README.md": card.encode()}
-    for name, count in (("small", 2), ("large", 5)):
-        dataset(count).to_parquet(tmp_path / f"{name}.parquet")
-        files[f"{name}.parquet"] = (tmp_path / f"{name}.parquet").read_bytes()
+    several = write_configurations(tmp_path / "several", small=2, large=5)
+    files = {file.name: file.read_bytes() for file in several.iterdir()}
     repo = hub.add_repo("org/set", files)
     dataset(3).to_parquet(tmp_path / "old.parquet")
     repo.commit("v1", files | {"large.parquet": (tmp_path / "old.parquet").read_bytes()}, "an older one")

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from image_files import write_configurations
 
 from ddim_hf.data import load_images
-from ddim_hf.evaluation import load_reference
+from ddim_hf.evaluation import evaluate, load_reference
 from ddim_hf.evaluation.features import load_feature_extractor
 from ddim_hf.evaluation.references import reference_statistics
 
@@ -38,3 +39,19 @@ def test_precomputed_statistics_are_cleanfids(monkeypatch, tmp_path, files):
     own = load_feature_extractor(files / "features.pt", device="cpu")
     with pytest.raises(ValueError, match="features.pt needs images"):
         load_reference("cifar10/train", resolution=32, channels=3, extractor=own)
+    with pytest.raises(ValueError, match="config_name is 'small', and 'cifar10/train' has no such thing"):
+        load_reference("cifar10/train", resolution=32, channels=3, extractor=inception, config_name="small")
+
+
+def test_the_reference_is_read_as_it_is_asked_for(files, folders, tmp_path, own_caches):
+    """Of several configurations the chosen one is measured against; what the reference does not have is refused."""
+    several = str(write_configurations(tmp_path / "several", small=2, large=5))
+    settings = {"feature_extractor": files / "features.pt", "cache_dir": tmp_path / "cache", "refresh_cache": True}
+    for number, (name, count) in enumerate((("small", 2), ("large", 5))):
+        output = tmp_path / f"{number}.json"
+        (row,) = evaluate(str(folders / "a"), several, output, dataset_config_name=name, **settings)
+        assert row["num_reference"] == count
+    with pytest.raises(FileNotFoundError, match="--dataset_config_name"):
+        evaluate(str(folders / "a"), several, tmp_path / "none.json", **settings)
+    with pytest.raises(ValueError, match="revision is 'v1'"):
+        evaluate(str(folders / "a"), "digits", tmp_path / "none.json", dataset_revision="v1", **settings)

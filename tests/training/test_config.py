@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from image_files import dataset
+from image_files import write_configurations
 from PIL import Image
 from training_runs import SCRIPT, save_tiny_model
 
@@ -48,12 +48,8 @@ def test_ones_own_images_need_no_held_out_split():
 
 def test_the_configuration_of_a_dataset_is_a_setting(tmp_path, own_caches):
     """dataset_config_name chooses the images of a run; a revision of a local set is refused, not dropped."""
-    lines = ["---", "configs:"]
-    for name, count in (("small", 2), ("large", 5)):
-        dataset(count).to_parquet(tmp_path / f"{name}.parquet")
-        lines += [f"- config_name: {name}", f"  data_files: {name}.parquet"]
-    (tmp_path / "README.md").write_text("\n".join([*lines, "---", ""]))
-    settings = {"dataset_name": str(tmp_path), "dataset_config_name": "large", "resolution": 8}
+    several = write_configurations(tmp_path / "several", small=2, large=5)
+    settings = {"dataset_name": str(several), "dataset_config_name": "large", "resolution": 8}
     for refresh in (False, True):
         images = load_split(TrainingConfig(**settings, refresh_cache=refresh), "train", 3, Accelerator())
         assert len(images) == 5

@@ -34,6 +34,8 @@ PROTOCOL = {
     "mode": "{} mode",
     "seed": "seed {}",
     "feature_extractor_hash": "features {}",
+    "reference_hash": "reference {}",
+    "images_hash": "images {}",
     "weights_hash": "weights {}",
 }
 HEADLINE_PROTOCOL = ("num_images", "num_inference_steps", "eta", "tau", "mode")
@@ -298,9 +300,15 @@ def _is_protocol(key: str) -> bool:
 
 
 def _said(protocol: dict[str, Any]) -> str:
-    protocol = {key: STOCK if value == "stock" else value for key, value in protocol.items() if value is not None}
-    texts = [PROTOCOL.get(key, f"{key} {{}}").format(value) for key, value in protocol.items()]
+    given = {key: _in_words(value) for key, value in protocol.items() if value is not None and value != {}}
+    texts = [PROTOCOL.get(key, f"{key} {{}}").format(value) for key, value in given.items()]
     return HASH.sub(lambda found: found[0][:12], redact(", ".join(texts)))
+
+
+def _in_words(value: Any) -> Any:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {setting}" for key, setting in value.items())
+    return STOCK if value == "stock" else value
 
 
 def _network(folder: Path, unet: dict) -> str:

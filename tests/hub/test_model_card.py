@@ -183,18 +183,22 @@ diffusers' own pipeline, uniform tau:
     ]
 
 
-def test_figures_that_differ_in_anything_never_share_a_cell(run):
-    """Two rows that differ in a setting which the card has no words for stand in two grids."""
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        ({"scheduler": {}}, {"scheduler": {"x0_formula": "as_printed"}}, "scheduler x0_formula as_printed:"),
+        ({"reference_hash": "01" * 16}, {"reference_hash": "23" * 32}, "reference 232323232323:"),
+        ({}, {"of_their_own": 3}, "of_their_own 3:"),
+    ],
+)
+def test_figures_that_differ_in_anything_never_share_a_cell(run, one, other, words):
+    """Two rows that differ in any setting, also one that the card has no words for, stand in two grids."""
     row = {"metric": "fid", "num_images": 10, "num_inference_steps": 5, "eta": 0.0}
-    rows = [row | {"value": 1.5, "x0_formula": "exact"}, row | {"value": 2.5, "x0_formula": "as_printed"}]
-    (run / "results.json").write_text(json.dumps({"results": rows}))
-    text = model_card(run)
-    assert (
-        text.index("x0_formula exact:")
-        < text.index("1.50")
-        < text.index("x0_formula as_printed:")
-        < text.index("2.50")
+    (run / "results.json").write_text(
+        json.dumps({"results": [row | one | {"value": 1.5}, row | other | {"value": 2.5}]})
     )
+    order = [model_card(run).index(part) for part in ("| 0.0 | 1.50 |", words, "| 0.0 | 2.50 |")]
+    assert order == sorted(order)
 
 
 def test_schedule_without_the_settings_that_another_overrides(run):

@@ -2,7 +2,7 @@
 
 from .cache import default_cache
 from .decoding import IMAGE_SUFFIXES
-from .description import ImageDescription, describe_images
+from .description import ImageDescription, describe_images, describe_source
 from .image_set import ImageSet, load_images
 from .sources import open_source
 
@@ -12,6 +12,7 @@ __all__ = [
     "ImageSet",
     "default_cache",
     "describe_images",
+    "describe_source",
     "load_images",
     "open_source",
 ]

@@ -16,7 +16,7 @@ from PIL import Image
 from .decoding import IMAGE_SUFFIXES
 from .folders import visible_files
 from .messages import refuse_options
-from .sources import choose_split, digits, is_plain_folder, local_path, needs_datasets, open_source
+from .sources import Source, choose_split, digits, is_plain_folder, local_path, needs_datasets, open_source
 from .tables import choose_image_column, dataset_arguments, import_datasets, is_saved_dataset, not_loaded
 
 LOOKED_AT = 64  # images whose headers are read
@@ -82,10 +82,14 @@ def describe_images(
     files = visible_files(name, path) if is_plain_folder(path) else []
     if is_saved_dataset(path) or is_plain_folder(path) and not needs_datasets(files):
         source, split = open_source(name, split, **options)
-        numbers = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).round().astype(int)).tolist()
-        kind = "the saved dataset" if is_saved_dataset(path) else "the folder"
-        return _describe(kind, name, split, len(source), _opened(source.read(numbers)))
+        return describe_source("the saved dataset" if is_saved_dataset(path) else "the folder", name, split, source)
     return _describe_table(name, path, files, split, **options)
+
+
+def describe_source(kind: str, name: str, split: str | None, source: Source) -> ImageDescription:
+    """Say what an open source holds, from the headers of images that lie evenly over it."""
+    numbers = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).round().astype(int)).tolist()
+    return _describe(kind, name, split, len(source), _opened(source.read(numbers)))
 
 
 def _describe(

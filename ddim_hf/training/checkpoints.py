@@ -105,7 +105,7 @@ class TrainingState:
         self.averages.load(tensors, state["step"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
-        self.samplers.load_state(state["selection"])
+        self.samplers.load_state(state["selection"], path.parent)
         self.window = Window(self.window.loss.device, **state.get("window", {}))
         self.step, self.loss = state["step"], state["loss"]
 

@@ -50,8 +50,11 @@ FREE_ON_RESUME = frozenset(
     "image_column gradient_accumulation_steps logger logging_steps "
     "checkpointing_steps checkpoints_total_limit resume_from_checkpoint samplers feature_extractor inception_weights "
     "eval_batch_size validation_split validation_steps validation_images dry_run push_to_hub hub_model_id "
-    "hub_private hub_license recipe pretrained dropout skip_broken prediction_type beta_schedule".split()
+    "hub_private hub_license recipe network pretrained dropout grey skip_broken prediction_type beta_schedule".split()
 )
+
+
+PRECISIONS = ("no", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,11 @@ class SamplerSettings:
         return f"{self.steps}-{self.eta:g}"
 
 
-def setting(help: str, default: Any = None) -> Any:
-    return field(default=default, metadata={"help": help})
+def setting(help: str, default: Any = None, **argparse: Any) -> Any:
+    return field(default=default, metadata={"help": help, **argparse})
+
+
+SWITCH = dict(nargs="?", const=True)  # of a bool that may be None: the flag alone means True
 
 
 @dataclass
@@ -94,8 +100,9 @@ class TrainingConfig:
     cache_dir: str | None = setting("where decoded images are kept")
     refresh_cache: bool = setting("read and decode all images again, whatever is kept of them", False)
     skip_broken: bool = setting("leave out images that cannot be decoded instead of stopping", False)
+    grey: bool = setting("make colour images grey, for a network of one channel", False)
     resolution: int | None = setting("side of the square images, in pixels")
-    random_flip: bool | None = setting("mirror each image with probability 1/2")
+    random_flip: bool | None = setting("mirror each image with probability 1/2", **SWITCH)
 
     max_train_steps: int | None = setting("optimizer steps in all")
     batch_size: int | None = setting("images of one optimizer step, over all processes and accumulation passes")
@@ -105,14 +112,14 @@ class TrainingConfig:
     lr_warmup_steps: int | None = setting("steps of linear warm-up")
     weight_decay: float = setting("decoupled weight decay of AdamW", 0.0)
     max_grad_norm: float = setting("gradients are scaled down to this norm", 1.0)
-    mixed_precision: str = setting("no, fp16 or bf16: the network alone, under autocast", "no")
+    mixed_precision: str | None = setting("no, fp16 or bf16, of the network alone; the launcher's if not given")
     ema_decay: str | None = setting("decay of the averaged weights; several by commas, the first is the result; none")
     seed: int = setting("order, flips, timesteps, noise and first weights are functions of it", 0)
     prediction_type: str | None = setting("epsilon, v_prediction or sample; the pretrained model's, else epsilon")
     beta_schedule: str | None = setting("linear, scaled_linear or squaredcos_cap_v2; the pretrained model's or linear")
     snr_gamma: float | None = setting("weight the loss by min-SNR with this gamma (5 is usual)")
     compile: bool = setting("compile the network", False)
-    channels_last: bool | None = setting("lay the network out channels-last; if not given, on a GPU only")
+    channels_last: bool | None = setting("lay the network out channels-last; if not given, on a GPU only", **SWITCH)
 
     samplers: str | None = setting("steps:eta:every:images by commas, run during training on the EMA weights; none")
     feature_extractor: str | None = setting("features of the samplers' distance: inception, a TorchScript file, none")
@@ -121,8 +128,8 @@ class TrainingConfig:
     validation_split: str | None = setting(
         "split of the validation loss, or none (as where dataset_name is given alone)"
     )
-    validation_steps: int = setting("steps between two validations", 1000)
-    validation_images: int = setting("images of the validation loss, at most", 1024)
+    validation_steps: int | None = setting("steps between two validations; 1000 if not given")
+    validation_images: int | None = setting("images of the validation loss, at most; 1024 if not given")
     logger: str = setting("tensorboard, wandb or none", "tensorboard")
     logging_steps: int = setting("steps between two log lines; the only steps that wait for the device", 50)
 
@@ -140,12 +147,18 @@ class TrainingConfig:
         own_images = self.dataset_name not in (None, RECIPES[self.recipe]["dataset_name"])
         if own_images and self.validation_split is None:
             self.validation_split = "none"
-        for name, value in {"network": self.recipe, **RECIPES[self.recipe]}.items():
+        self._refuse_what_has_no_effect()
+        defaults = dict(RECIPES[self.recipe])
+        if self.pretrained is None:
+            defaults["network"] = self.recipe
+        if self.validation_split != "none":
+            defaults |= dict(validation_steps=1000, validation_images=1024)
+        for name, value in defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        _allow("network", self.network, UNET_CONFIGS)
+        _allow("network", self.network, (None, *UNET_CONFIGS))
         _allow("lr_scheduler", self.lr_scheduler, ("constant", "cosine"))
-        _allow("mixed_precision", self.mixed_precision, ("no", "fp16", "bf16"))
+        _allow("mixed_precision", self.mixed_precision, (None, *PRECISIONS))
         _allow("prediction_type", self.prediction_type, (None, "epsilon", "v_prediction", "sample"))
         _allow("beta_schedule", self.beta_schedule, (None, "linear", "scaled_linear", "squaredcos_cap_v2"))
         _allow("logger", self.logger, ("tensorboard", "wandb", "none"))
@@ -153,7 +166,7 @@ class TrainingConfig:
             "resolution max_train_steps batch_size gradient_accumulation_steps eval_batch_size validation_steps "
             "validation_images logging_steps checkpointing_steps checkpoints_total_limit"
         ).split():
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: whole numbers from 1")
         for name in ("learning_rate", "max_grad_norm"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
@@ -162,8 +175,6 @@ class TrainingConfig:
             raise ValueError(f"seed is {self.seed}; allowed: whole numbers from 0 below 2^63")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; allowed: numbers from 0 below 1")
-        if self.dropout is not None and self.pretrained is not None:
-            raise ValueError("dropout is given with pretrained, whose network has its own; allowed: one of them")
         if self.snr_gamma is not None and not self.snr_gamma > 0:
             raise ValueError(f"snr_gamma is {self.snr_gamma}; allowed: numbers above 0")
         for name in ("lr_warmup_steps", "weight_decay", "seed"):
@@ -180,6 +191,21 @@ class TrainingConfig:
                 )
         self.ema_decays()
         self.sampler_settings()
+
+    def _refuse_what_has_no_effect(self):
+        """Raise ValueError for a setting that was given and that another one makes void."""
+        extractor = self.feature_extractor or RECIPES[self.recipe]["feature_extractor"]
+        void = {
+            "network": (self.pretrained is not None, "pretrained, whose network has its own layout"),
+            "dropout": (self.pretrained is not None, "pretrained, whose network has its own"),
+            "validation_steps": (self.validation_split == "none", "no validation_split"),
+            "validation_images": (self.validation_split == "none", "no validation_split"),
+            "inception_weights": (extractor != "inception", f"feature_extractor {extractor}"),
+            "hub_private": (not self.push_to_hub, "no push_to_hub"),
+        }
+        for name, (is_void, other) in void.items():
+            if is_void and getattr(self, name) is not None and getattr(self, name) is not False:
+                raise ValueError(f"{name} is given with {other}; allowed: one of them")
 
     def ema_decays(self) -> list[float]:
         """The decays of the averaged weights, the first being the result's; empty for none."""
@@ -213,6 +239,8 @@ class TrainingConfig:
                 raise ValueError(
                     f"samplers has {text!r}; allowed: steps:eta:every:images by commas (20:0.0:5000:6000), or none"
                 )
+            if sampler.images < 2 and self.feature_extractor != "none":
+                raise ValueError(f"samplers has {text!r}; allowed with a feature_extractor: 2 images or more")
             samplers.append(sampler)
         if len({sampler.name for sampler in samplers}) < len(samplers):
             raise ValueError(f"samplers is {self.samplers!r}; allowed: each pair of steps and eta once")

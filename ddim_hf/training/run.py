@@ -29,7 +29,16 @@ from .log import Window, log_line, trim_log
 from .plan import describe_plan
 from .result import publish, save_model
 from .samplers import Samplers
-from .setup import build_accelerator, build_model, build_optimizer, hold_folder, load_split
+from .setup import (
+    build_accelerator,
+    build_model,
+    build_optimizer,
+    check_samplers,
+    forgotten_afterwards,
+    hold_folder,
+    load_split,
+    with_precision,
+)
 from .stopping import StopRequest, TrainingStopped
 from .validation import validation_loss
 
@@ -43,9 +52,16 @@ def train(config: TrainingConfig) -> Path:
         TrainingStopped: SIGTERM or SIGINT arrived; a checkpoint was saved, unless the signal also went to a compiler
             at work, as to a whole process group: then the one before it counts.
     """
-    if config.dry_run:
-        print(describe_plan(config))
-        return Path(config.output_dir)
+    with forgotten_afterwards():
+        if config.dry_run:
+            accelerator = build_accelerator(config)
+            accelerator.print(describe_plan(with_precision(config, accelerator), accelerator))
+        else:
+            _train(config)
+    return Path(config.output_dir)
+
+
+def _train(config: TrainingConfig):
     run = TrainingRun(config)
     try:
         run.resume()
@@ -63,7 +79,6 @@ def train(config: TrainingConfig) -> Path:
         raise stopped from error
     finally:
         run.close()
-    return run.folder
 
 
 class TrainingRun:
@@ -74,18 +89,20 @@ class TrainingRun:
 
     def __init__(self, config: TrainingConfig):
         # How it was launched
-        self.config, self.folder = config, Path(config.output_dir)
         self.accelerator = build_accelerator(config)
+        self.config = config = with_precision(config, self.accelerator)
+        self.folder = Path(config.output_dir)
         self.device = self.accelerator.device
         self.stop = StopRequest(self.accelerator)
         self.lock = None  # on the folder, from `resume` on
 
         # The network and what it is trained on
         self.unet, self.scheduler = build_model(config)
+        check_samplers(config, self.scheduler)
         channels = self.unet.config.in_channels
         self.images = load_split(config, config.split, channels, self.accelerator)
         self.held_out = None
-        if config.validation_split not in (None, "none"):
+        if config.validation_split != "none":
             self.held_out = load_split(config, config.validation_split, channels, self.accelerator)
         share = config.batch_size // self.accelerator.num_processes
         first = share * self.accelerator.process_index
@@ -144,14 +161,23 @@ class TrainingRun:
                 self.accelerator.print(f"no checkpoint in {self.folder} yet: starting at step 0")
             else:
                 self.state.load(path, self.identity())
+                if self.state.step > config.max_train_steps:
+                    raise ValueError(
+                        f"{path} is beyond max_train_steps, {config.max_train_steps}; allowed: from {self.state.step}"
+                    )
                 self.accelerator.print(f"resuming {path} at step {self.state.step}")
         if named:  # only now, so that a wrong name makes no folder
             on_main(self._hold_folder)
         on_main(self._begin_records)
         if config.logger != "none":
             flat = {name: value for name, value in asdict(config).items() if isinstance(value, int | float | str)}
-            # For TensorBoard a folder in the run's, for Weights & Biases a project.
-            self.accelerator.init_trackers("logs" if config.logger == "tensorboard" else "ddim_hf", config=flat)
+            # For TensorBoard a folder in the run's, where what it holds of the steps to come is hidden; for Weights &
+            # Biases a project.
+            self.accelerator.init_trackers(
+                "logs" if config.logger == "tensorboard" else "ddim_hf",
+                config=flat,
+                init_kwargs={"tensorboard": {"purge_step": self.state.step + 1}},
+            )
 
     def _hold_folder(self):
         self.lock = hold_folder(self.folder)

@@ -64,12 +64,17 @@ class Samplers:
         best = {sampler.name: [self.best[sampler], *self._terms(sampler)] for sampler in self.best}
         return {"best": {**self.others, **best}, "pending": [sampler.name for sampler in self.pending]}
 
-    def load_state(self, state: dict[str, Any]):
-        """Take back what `state` returned; a best distance by other images or features is no longer one."""
-        self.others = dict(state["best"])
+    def load_state(self, state: dict[str, Any], folder: Path):
+        """Take back what `state` returned, from a checkpoint in `folder`.
+
+        A best distance by other images or features is no longer one, nor one whose model lies elsewhere.
+        """
+        here = folder.resolve() == self.folder.resolve()
+        kept = {name: row for name, row in state["best"].items() if here and (folder / f"best-{name}").is_dir()}
+        self.others = dict(kept)
         for sampler in self.settings:
-            distance, *terms = state["best"].get(sampler.name, [None])
-            if terms == self._terms(sampler):
+            distance, *terms = kept.get(sampler.name, [0.0])
+            if terms == self._terms(sampler) and distance > 0:  # 0 is what NaN among the features once gave
                 self.best[sampler] = distance
         self.pending = [sampler for sampler in self.settings if sampler.name in state["pending"]]
 
@@ -91,15 +96,13 @@ class Samplers:
             if self.stop.requested():
                 return
             values = {f"sampler-{sampler.name}/seconds": time.perf_counter() - began}
-            if statistics is not None:
+            if self.extractor is not None:
                 values |= self._judge(sampler, statistics, pipeline, step)
             on_main(lambda sampler=sampler, grid=grid: self._save_grid(sampler, grid, step))
             self.pending.pop(0)
             yield values
 
-    def _sample(
-        self, sampler: SamplerSettings, pipeline: DDIMCustomPipeline
-    ) -> tuple[list[torch.Tensor], Statistics | None]:
+    def _sample(self, sampler: SamplerSettings, pipeline: DDIMCustomPipeline) -> tuple[list[torch.Tensor], Statistics]:
         """This process's share: the first images, for the grid, and the statistics of the features of all.
 
         Both are incomplete where the run was asked to stop.
@@ -109,7 +112,7 @@ class Samplers:
         first, last = (sampler.images * part // processes for part in (rank, rank + 1))
         rounds = math.ceil(math.ceil(sampler.images / processes) / size)  # as many on every process, as each one votes
         grid: list[torch.Tensor] = []
-        statistics = Statistics() if self.extractor else None
+        statistics = Statistics()
         title = f"sampling {sampler.images} images in {sampler.steps} steps, eta {sampler.eta:g}"
         with tqdm(total=last - first, desc=title, unit="image", leave=False, disable=hidden) as bar:
             for number in range(rounds):
@@ -120,8 +123,8 @@ class Samplers:
                 if pixels is None:
                     continue
                 grid += list(pixels[: max(0, GRID_IMAGES - len(grid))])
-                if statistics is not None:
-                    statistics.update(self.extractor(pixels))
+                if self.extractor is not None:
+                    statistics.update(self.extractor(pixels), [f"seed {seed}" for seed in seeds])
                 bar.update(len(seeds))
         return grid, statistics
 
@@ -149,9 +152,12 @@ class Samplers:
         self, sampler: SamplerSettings, statistics: Statistics, pipeline: DDIMCustomPipeline, step: int
     ) -> dict[str, float]:
         """The distance over all processes' images; the model is kept if it is this sampler's best."""
-        whole = statistics.reduced(self.accelerator)
-        distance = on_main(lambda: frechet_distance(whole, self.reference))
-        metric = self.extractor.metric
+        whole, metric = statistics.reduced(), self.extractor.metric
+        try:
+            distance = on_main(lambda: frechet_distance(whole, self.reference))
+        except ValueError as error:  # such as features that are not finite
+            self.accelerator.print(f"step {step}: no {metric} of {sampler.name}: {error}")
+            return {}
         if distance < self.best.get(sampler, math.inf):
             on_main(lambda: self._keep(sampler, pipeline))
             self.best[sampler] = distance

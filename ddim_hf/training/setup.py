@@ -1,24 +1,42 @@
 """What a run is made of before its first step: how it was launched, its network, its data, its folder."""
 
 import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from diffusers import UNet2DModel
 from filelock import FileLock, Timeout
 
-from ..data import ImageSet, load_images
+from ..data import ImageDescription, ImageSet, describe_images, describe_source, load_images, open_source
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..provenance import launcher
 from ..scheduling_ddim_custom import DDIMSchedulerCustom
 from ..unet import UNET_CONFIGS, build_unet
-from .config import TrainingConfig
+from .config import PRECISIONS, TrainingConfig
 
+COLOUR = [name for name, row in UNET_CONFIGS.items() if row["in_channels"] == 3]
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 PATIENCE = 60  # seconds that a run waits for the end of another in its folder
 ON_CPU = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N --mixed_precision no"
+
+
+@contextmanager
+def forgotten_afterwards() -> Iterator[None]:
+    """accelerate holds a process to the precision of its first Accelerator: forget it with the run that made it."""
+    found = bool(AcceleratorState._shared_state)
+    try:
+        yield
+    finally:
+        if not found:
+            AcceleratorState._reset_state()
 
 
 def build_accelerator(config: TrainingConfig) -> Accelerator:
@@ -37,6 +55,10 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     )
     if config.logger != "none" and not accelerator.log_with:
         raise ImportError(f"logger {config.logger} is not installed; allowed: pip install {config.logger}, or none")
+    if accelerator.mixed_precision not in PRECISIONS:
+        raise ValueError(
+            f"launched with mixed_precision {accelerator.mixed_precision}; allowed: {', '.join(PRECISIONS)}"
+        )
     if accelerator.distributed_type in SHARDED:
         raise ValueError(
             f"launched as {accelerator.distributed_type.value}; allowed: data parallel (accelerate launch --multi_gpu)"
@@ -55,42 +77,119 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     return accelerator
 
 
+def with_precision(config: TrainingConfig, accelerator: Accelerator) -> TrainingConfig:
+    """Return the settings with the precision that they or else the launcher chose."""
+    config = copy(config)
+    config.mixed_precision = accelerator.mixed_precision
+    return config
+
+
 def build_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCustom]:
     """Return the network, a new one whose weights follow from the seed or a pretrained one, and its noise schedule."""
-    given = {"prediction_type": config.prediction_type, "beta_schedule": config.beta_schedule}
-    given = {name: value for name, value in given.items() if value is not None}
     if config.pretrained is None:
         torch.manual_seed(config.seed)
-        factor = 2 ** (len(UNET_CONFIGS[config.network]["block_out_channels"]) - 1)
-        if config.resolution % factor:
-            raise ValueError(
-                f"resolution is {config.resolution}; allowed with {config.network}: multiples of {factor}"
-            )
-        changes = {} if config.dropout is None else {"dropout": config.dropout}
-        return build_unet(config.network, sample_size=config.resolution, **changes), DDIMSchedulerCustom(**given)
+        return _new_network(config), _schedule(config, {})
     folder, others = Path(config.pretrained), ("model_index.json", "scheduler_config.json")
     if (folder / "config.json").is_file() and not any((folder / name).is_file() for name in others):
         # A network saved by itself
         pipeline = DDIMCustomPipeline(UNet2DModel.from_pretrained(config.pretrained), DDIMSchedulerCustom())
     else:
         pipeline = DDIMCustomPipeline.from_pretrained(config.pretrained)
-    size = pipeline.unet.config.sample_size
+    _check_size(config, pipeline.unet)
+    return pipeline.unet, _schedule(config, pipeline.scheduler.config)
+
+
+def _new_network(config: TrainingConfig) -> UNet2DModel:
+    factor = 2 ** (len(UNET_CONFIGS[config.network]["block_out_channels"]) - 1)
+    if config.resolution % factor:
+        raise ValueError(f"resolution is {config.resolution}; allowed with {config.network}: multiples of {factor}")
+    changes = {} if config.dropout is None else {"dropout": config.dropout}
+    return build_unet(config.network, sample_size=config.resolution, **changes)
+
+
+def describe_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCustom]:
+    """Return what `build_model` does, from the configs alone: the network has no weights (device "meta")."""
+    if config.pretrained is None:
+        with torch.device("meta"):
+            unet = _new_network(config)
+        return unet, _schedule(config, {})
+    with tempfile.TemporaryDirectory() as scratch:  # in place of the Hub's cache
+        try:
+            layout = UNet2DModel.load_config(config.pretrained, subfolder="unet", cache_dir=scratch)
+            schedule = DDIMSchedulerCustom.load_config(config.pretrained, subfolder="scheduler", cache_dir=scratch)
+        except OSError:  # a network saved by itself
+            layout, schedule = UNet2DModel.load_config(config.pretrained, cache_dir=scratch), {}
+    with torch.device("meta"):
+        unet = UNet2DModel.from_config(layout)
+    _check_size(config, unet)
+    return unet, _schedule(config, schedule)
+
+
+def _check_size(config: TrainingConfig, unet: UNet2DModel):
+    size = unet.config.sample_size
     if size != config.resolution:
         raise ValueError(f"resolution is {config.resolution}; allowed with {config.pretrained}: {size}")
-    return pipeline.unet, DDIMSchedulerCustom.from_config(pipeline.scheduler.config, **given)
+
+
+def _schedule(config: TrainingConfig, pretrained: Mapping[str, Any]) -> DDIMSchedulerCustom:
+    """A model's noise schedule, with the changes that the settings ask for."""
+    given = {"prediction_type": config.prediction_type, "beta_schedule": config.beta_schedule}
+    given = {name: value for name, value in given.items() if value is not None}
+    return DDIMSchedulerCustom.from_config(pretrained, **given)
+
+
+def check_samplers(config: TrainingConfig, scheduler: DDIMSchedulerCustom):
+    """Raise ValueError where a sampler cannot run on this noise schedule, which would else show after hours."""
+    for sampler in config.sampler_settings():
+        try:
+            DDIMSchedulerCustom.from_config(scheduler.config).set_timesteps(sampler.steps)
+        except ValueError as error:
+            raise ValueError(f"samplers has {sampler.name} (steps-eta): {error}") from error
+
+
+def describe_split(config: TrainingConfig, split: str, channels: int) -> ImageDescription:
+    """Return what a split of the run's images is, without loading it.
+
+    Raises:
+        ValueError: colour images for a network of one channel, where that is not asked for.
+    """
+    images = describe_images(config.dataset_name, split, **_options(config))
+    _check_channels(config, images, channels)
+    return images
+
+
+def _check_channels(config: TrainingConfig, images: ImageDescription, channels: int):
+    # Grey images lose nothing in a network of three channels, and are taken.
+    if channels == 1 and images.channels == 3 and not config.grey:
+        network = f"network {config.network}" if config.pretrained is None else config.pretrained
+        raise ValueError(
+            f"{config.dataset_name} holds colour images and {network} has one channel; allowed: --recipe with a "
+            f"colour network ({', '.join(COLOUR)}), or --grey to make them grey"
+        )
+
+
+def _options(config: TrainingConfig) -> dict[str, str | None]:
+    """Which of the images that a name stands for."""
+    return {
+        "image_column": config.image_column,
+        "config_name": config.dataset_config_name,
+        "revision": config.dataset_revision,
+    }
 
 
 def load_split(config: TrainingConfig, split: str, channels: int, accelerator: Accelerator) -> ImageSet:
-    """Return a split of the run's images, decoded by one process for all of a machine."""
+    """Return a split of the run's images, decoded by one process for all of a machine; raises as `describe_split`."""
+    described = describe_split(config, split, channels)
     with accelerator.main_process_first():
+        if described.channels is None:  # on the Hub: it shows only when it is here
+            source, split = open_source(config.dataset_name, split, **_options(config))
+            _check_channels(config, describe_source(described.kind, described.name, split, source), channels)
         return load_images(
             config.dataset_name,
             split=split,
             resolution=config.resolution,
             channels=channels,
-            image_column=config.image_column,
-            config_name=config.dataset_config_name,
-            revision=config.dataset_revision,
+            **_options(config),
             cache_dir=config.cache_dir,
             refresh_cache=config.refresh_cache and accelerator.is_local_main_process,  # the others take what it leaves
             skip_broken=config.skip_broken,

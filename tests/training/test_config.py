@@ -17,7 +17,7 @@ from training_runs import SCRIPT, save_tiny_model
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import run as run_script
 from ddim_hf.training.config import RECIPES, TrainingConfig
-from ddim_hf.training.setup import build_model, load_split
+from ddim_hf.training.setup import build_model, describe_split, load_split
 from ddim_hf.unet import UNET_CONFIGS
 
 
@@ -35,8 +35,6 @@ def test_dropout_replaces_that_of_a_new_network_alone():
     """The row's dropout stands unless one is given; a pretrained network has its own."""
     assert build_model(TrainingConfig(recipe="cifar10-64"))[0].config.dropout == 0.1
     assert build_model(TrainingConfig(recipe="cifar10-64", dropout=0.0))[0].config.dropout == 0.0
-    with pytest.raises(ValueError, match="dropout is given with pretrained"):
-        TrainingConfig(dropout=0.0, pretrained="org/model")
 
 
 def test_ones_own_images_need_no_held_out_split():
@@ -55,6 +53,30 @@ def test_the_configuration_of_a_dataset_is_a_setting(tmp_path, own_caches):
         assert len(images) == 5
     with pytest.raises(ValueError, match="revision is 'v1'"):
         load_split(TrainingConfig(**settings, dataset_revision="v1"), "train", 3, Accelerator())
+
+
+VOID = {
+    "dropout": dict(dropout=0.0, pretrained="org/model"),
+    "network": dict(network="cifar10-64", pretrained="org/model"),
+    "validation_steps": dict(validation_steps=10, validation_split="none"),
+    "validation_images": dict(validation_images=10, dataset_name="my/images"),
+    "inception_weights": dict(inception_weights="file.pt", feature_extractor="features.pt"),
+    "hub_private": dict(hub_private=True),
+}
+
+
+@pytest.mark.parametrize("name", VOID)
+def test_settings_without_effect_are_refused(name):
+    """A setting that another one makes void is an error of one line that names both."""
+    with pytest.raises(ValueError, match=rf"^{name} is given with [^\n]*; allowed: "):
+        TrainingConfig(**VOID[name])
+
+
+def test_a_distance_needs_two_images():
+    """A sampler of one image is refused where a distance is to be taken."""
+    with pytest.raises(ValueError, match="allowed with a feature_extractor: 2 images or more"):
+        TrainingConfig(samplers="50:0:1:1", feature_extractor="inception")
+    assert TrainingConfig(samplers="50:0:1:1", feature_extractor="none").sampler_settings()[0].images == 1
 
 
 BAD = {
@@ -114,6 +136,32 @@ def test_the_learning_rate():
 
 
 # examples/train.py
+
+
+@pytest.mark.parametrize("name", ["random_flip", "channels_last", "compile", "grey", "skip_broken", "dry_run"])
+def test_a_bare_flag_means_true(name):
+    """Every yes-or-no setting is turned on by its flag alone, and takes a word too."""
+    spec = importlib.util.spec_from_file_location("train_script", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    for words, wanted in (([], True), (["true"], True), (["False"], False)):
+        (config,) = script.Parser(TrainingConfig).parse_args_into_dataclasses([f"--{name}", *words])
+        assert getattr(config, name) is wanted
+
+
+@pytest.mark.parametrize("options", [(), ("--dry_run",), ("--recipe", "digits")])
+def test_colour_images_are_not_made_grey_in_silence(monkeypatch, capsys, tmp_path, options):
+    """Colour images and a network of one channel end in one line that asks for a recipe; --grey takes them so."""
+    (tmp_path / "images").mkdir()
+    for shade in range(4):
+        Image.new("RGB" if shade else "L", (8, 8), 60 * shade).save(tmp_path / "images" / f"{shade}.png")
+    words = ["--dataset_name", tmp_path / "images", "--output_dir", tmp_path / "run", *options]
+    assert train(monkeypatch, *words) == 2
+    said = capsys.readouterr().err
+    assert "holds colour images and network digits has one channel; allowed: --recipe" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
+    build = TrainingConfig(dataset_name=str(tmp_path / "images"), grey=True)
+    assert describe_split(build, "train", channels=1).channels == 3
 
 
 @pytest.fixture(scope="module")

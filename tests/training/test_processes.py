@@ -166,9 +166,10 @@ def digits(tmp_path_factory):
     return folder / "one", words
 
 
-def assert_same_run(folder: Path, one: Path):
+def assert_same_run(folder: Path, one: Path, best: Path):
+    """The weights, the best model and the logged figures of `folder` are those of one process; its best is `best`."""
     assert difference(weights(folder), weights(one)) < 1e-4
-    assert difference(weights(one), weights(one / "best-2-1")) < 1  # both there, of one shape
+    assert difference(weights(folder / "best-2-1"), weights(best)) < 1e-4
     ours, theirs = log_lines(folder), log_lines(one)
     for name in ("loss", "validation_loss", "sampler-2-1/frechet_distance"):
         a, b = ({line["step"]: line[name] for line in lines if name in line} for lines in (ours, theirs))
@@ -180,7 +181,7 @@ def test_two_processes_under_the_launcher(digits, tmp_path):
     one, words = digits
     text = ended(launch([*words, "--output_dir", str(tmp_path / "run")], "--multi_gpu", "--main_process_port", "0"))
     assert '"num_processes": 2' in (tmp_path / "run" / "config.json").read_text(), text
-    assert_same_run(tmp_path / "run", one)
+    assert_same_run(tmp_path / "run", one, best=one / "best-2-1")
 
 
 def test_two_processes_after_one(digits, tmp_path):
@@ -191,7 +192,7 @@ def test_two_processes_after_one(digits, tmp_path):
     pair = run_pair(tmp_path, [*words, "--output_dir", str(folder), "--resume_from_checkpoint", "latest"])
     assert [run.wait() for run in pair] == [0, 0]
     assert "resuming" in pair[0].text() and '"num_processes": 2' in (folder / "config.json").read_text()
-    assert_same_run(folder, one)
+    assert_same_run(folder, one, best=one)  # it sampled after its last step alone
 
 
 def test_two_machines(digits, tmp_path):
@@ -209,7 +210,7 @@ def test_two_machines(digits, tmp_path):
     texts = [ended(machine) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], texts
     assert '"num_processes": 2' in (tmp_path / "run" / "config.json").read_text()
-    assert_same_run(tmp_path / "run", one)
+    assert_same_run(tmp_path / "run", one, best=one / "best-2-1")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child is not told of its parent's end")

@@ -1,6 +1,7 @@
 """train(): resuming, what it refuses, accumulation, averages, records, samplers, the Hub. All in this process."""
 
 import json
+import os
 import runpy
 import shlex
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline, UNet2DModel
 from huggingface_hub import ModelCard
@@ -15,14 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from training_runs import ROOT, config, difference, log_lines, save_tiny_model, tensors, weights
 
+from ddim_hf import DDIMCustomPipeline
+from ddim_hf.files import sha256
 from ddim_hf.training import train
 from ddim_hf.training.setup import build_model
-
-
-@pytest.fixture(autouse=True)
-def forget_precision():
-    """accelerate holds a process to its first run's precision."""
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +32,6 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(models, tmp_path_factory):
     """A run of 12 steps with checkpoints at 6 and 12; not to be changed."""
-    AcceleratorState._reset_state(reset_partial_state=True)
     folder = tmp_path_factory.mktemp("runs") / "finished"
     return train(config(models[0.0], folder, validation_split="test", validation_steps=6))
 
@@ -234,14 +231,115 @@ def test_fine_tuning_from_the_hub(models, tmp_path, hub):
 
 
 def test_a_dry_run_prints_the_plan_and_leaves_no_trace(models, tmp_path, capsys):
-    """--dry_run prints settings, parameters, memory and steps, trains nothing and writes nothing."""
-    train(config(models[0.0], tmp_path / "run", dry_run=True))
+    """--dry_run prints settings, parameters, memory and steps, trains nothing and writes nothing, not even a cache."""
+    (tmp_path / "images").mkdir()
+    for shade in range(20):
+        Image.new("L", (30, 9), shade).save(tmp_path / "images" / f"{shade}.png")
+    places = dict(dataset_name=str(tmp_path / "images"), cache_dir=str(tmp_path / "cache"))
+    train(config(models[0.0], tmp_path / "run", dry_run=True, mixed_precision="bf16", **places))
     plan = capsys.readouterr().out
     count = sum(value.numel() for value in weights(models[0.0]).values())
-    assert f"parameters: {count:,}" in plan and f"{5 * 4 * count / 2**20:,.1f} MiB" in plan
-    assert '"batch_size": 16' in plan and "steps: 12 of 16 images (0.1 epochs)" in plan
-    assert "images: 1,617 of 1 x 8 x 8" in plan
+    assert f"parameters: {count:,}" in plan
+    assert f"weights, moments and averages {4 * 4 * count / 2**20:,.1f} MiB" in plan
+    assert '"batch_size": 16' in plan and "steps: 12 of 16 images (9.6 epochs)" in plan
+    assert "images: 20 images in the folder" in plan and "30 x 9 pixels; each to 8 x 8" in plan
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
+
+
+def test_a_dry_run_needs_the_configs_of_a_published_model_alone(models, tmp_path, hub, capsys):
+    """Of --pretrained's model on the Hub a dry run asks for the configs, and keeps nothing of them."""
+    published = Path(models[0.0])
+    files = {file: (published / file).read_bytes() for file in ("unet/config.json", "scheduler/scheduler_config.json")}
+    hub.add_repo("org/configs", files)
+    train(config("org/configs", tmp_path / "run", dry_run=True))
+    assert "parameters: " in capsys.readouterr().out
+    assert not list(Path(os.environ["HF_HOME"]).rglob("*org--configs*"))
+
+
+def test_the_launchers_precision_counts(models, tmp_path, monkeypatch):
+    """Where none is given, the precision is the one that accelerate launch sets, and the record says which; runs of
+    different precision in one process are as each alone."""
+    short = dict(max_train_steps=2)
+    plain = train(config(models[0.0], tmp_path / "plain", **short))
+    given = train(config(models[0.0], tmp_path / "given", mixed_precision="bf16", **short))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    launched = train(config(models[0.0], tmp_path / "launched", **short))
+    overridden = train(config(models[0.0], tmp_path / "overridden", mixed_precision="no", **short))
+    used = [json.loads((run / "config.json").read_text())["mixed_precision"] for run in (plain, launched, overridden)]
+    assert used == ["no", "bf16", "no"]
+    assert difference(weights(launched), weights(given)) == 0 == difference(weights(plain), weights(overridden))
+    assert difference(weights(launched), weights(plain)) > 0
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "int3")
+    with pytest.raises(ValueError, match="int3"):
+        train(config(models[0.0], tmp_path / "none", **short))
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    train(config(models[0.0], tmp_path / "after", **short))
+
+
+def test_an_accelerator_that_was_there_stays(models, tmp_path):
+    """A run leaves the accelerator of the program around it as it was."""
+    around = Accelerator()
+    try:
+        train(config(models[0.0], tmp_path / "run", max_train_steps=1))
+        assert around.mixed_precision == "no" and around.num_processes == 1
+    finally:
+        AcceleratorState._reset_state()
+
+
+def test_a_sampler_longer_than_the_schedule_is_refused_at_once(tmp_path):
+    """A sampler of more steps than the model's T is named before the first step."""
+    model = save_tiny_model(tmp_path / "short", num_train_timesteps=100)
+    for dry in (False, True):
+        with pytest.raises(ValueError, match="samplers has 200-0 .*100"):
+            train(config(model, tmp_path / "run", samplers="200:0:9:4", feature_extractor="none", dry_run=dry))
     assert not (tmp_path / "run").exists()
+
+
+def test_fewer_steps_than_a_checkpoint_has_are_refused(models, tmp_path):
+    """Resuming with max_train_steps below the checkpoint's step is an error, not a run of another length."""
+    settings = dict(lr_scheduler="constant", resume_from_checkpoint="latest")
+    folder = train(config(models[0.0], tmp_path / "run", max_train_steps=2, **settings))
+    with pytest.raises(ValueError, match="checkpoint-2 is beyond max_train_steps, 1; allowed: from 2"):
+        train(config(models[0.0], folder, max_train_steps=1, **settings))
+
+
+def test_a_checkpoint_loads_like_a_model(models, finished, tmp_path):
+    """A checkpoint is a pipeline of the averaged weights of its step, for diffusers too, and can be fine-tuned."""
+    last = finished / "checkpoint-12"
+    assert difference(weights(last), weights(finished)) == 0
+    pipe = DDIMCustomPipeline.from_pretrained(last)
+    stock = DiffusionPipeline.from_pretrained(last)
+    assert difference(pipe.unet.state_dict(), weights(last)) == 0 == difference(stock.unet.state_dict(), weights(last))
+    assert difference(load_file(last / "unet.safetensors"), weights(last)) > 1e-5  # the weights that are trained
+    tuned = train(config(str(last), tmp_path / "tuned", learning_rate=1e-9, max_train_steps=1))
+    assert difference(weights(tuned), weights(last)) < 1e-6
+
+
+def test_an_old_checkpoint_resumes(models, finished, tmp_path):
+    """A checkpoint whose averages lie in a file of their own, as earlier versions wrote it, ends in the same run."""
+    folder = continued(finished, tmp_path / "run")
+    old = folder / "checkpoint-6"
+    (old / "unet" / "diffusion_pytorch_model.safetensors").rename(old / "ema-0.995.safetensors")
+    for name in ("unet", "scheduler"):
+        shutil.rmtree(old / name)
+    (old / "model_index.json").unlink()
+    state = json.loads((old / "state.json").read_text())
+    state["files"] = {file.name: sha256(file) for file in old.glob("*.safetensors")}
+    (old / "state.json").write_text(json.dumps(state))
+    train(config(models[0.0], folder, resume_from_checkpoint="latest"))
+    assert difference(weights(folder), weights(finished)) == 0
+
+
+def test_tensorboard_shows_a_resumed_step_once(models, finished, tmp_path):
+    """What a run logged beyond the checkpoint that it goes back to is hidden by what it logs anew."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = dict(logger="tensorboard", logging_steps=1)
+    folder = train(config(models[0.0], tmp_path / "run", **settings))
+    shutil.rmtree(folder / "checkpoint-12")
+    train(config(models[0.0], folder, resume_from_checkpoint="latest", **settings))
+    events = EventAccumulator(str(folder / "logs")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 13))
 
 
 def test_tensorboard_gets_figures_and_grids(models, tmp_path):

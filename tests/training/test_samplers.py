@@ -1,17 +1,18 @@
 """Samplers during training: grids, distances, the best model kept, interrupted and resumed."""
 
+import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from diffusers import DDIMPipeline
 from PIL import Image
-from training_runs import config, difference, log_lines, save_features, save_tiny_model, weights
+from training_runs import Features, config, difference, log_lines, save_features, save_tiny_model, weights
 
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.data import load_images
@@ -45,7 +46,6 @@ def settings(extractor, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(model, settings, tmp_path_factory):
-    AcceleratorState._reset_state(reset_partial_state=True)
     return train(config(model, tmp_path_factory.mktemp("runs") / "run", **settings))
 
 
@@ -110,25 +110,66 @@ def test_a_resumed_run_remembers_the_best(model, settings, finished, tmp_path):
 
 
 def selection(model, folder, **settings):
-    AcceleratorState._reset_state(reset_partial_state=True)
     accelerator, images = Accelerator(), load_images("digits", split="train", resolution=8, channels=1)
     return Samplers(config(model, folder, **settings), accelerator, images, StopRequest(accelerator))
 
 
 def test_a_best_by_other_terms_is_forgotten(model, settings, tmp_path):
-    """The best distance survives a checkpoint, but not a change of the number of images or of the features."""
+    """The best distance survives a checkpoint, but not a change of the number of images or of the features, nor
+    without its model, as in another folder."""
+    for name in ("3-0", "2-1"):
+        (tmp_path / f"best-{name}").mkdir()
     first = selection(model, tmp_path, **settings)
     first.best = {sampler: 1.5 for sampler in first.settings}
     state = first.state()
     again = selection(model, tmp_path, **settings)
-    again.load_state(state)
+    again.load_state(state, tmp_path)
     assert {sampler.name: distance for sampler, distance in again.best.items()} == {"3-0": 1.5, "2-1": 1.5}
     more = selection(model, tmp_path, **settings | dict(samplers="3:0.0:4:71,2:1.0:9:20"))
-    more.load_state(state)
+    more.load_state(state, tmp_path)
     assert {sampler.name: distance for sampler, distance in more.best.items()} == {"2-1": 1.5}
     other = selection(model, tmp_path, **settings | dict(feature_extractor="none"))
-    other.load_state(state)
+    other.load_state(state, tmp_path)
     assert other.best == {}
+    elsewhere = selection(model, tmp_path / "elsewhere", **settings)
+    elsewhere.load_state(state, tmp_path)
+    assert elsewhere.best == {} and elsewhere.state()["best"] == {}
+    (tmp_path / "best-3-0").rmdir()
+    lost = selection(model, tmp_path, **settings)
+    lost.load_state(state, tmp_path)
+    assert {sampler.name: distance for sampler, distance in lost.best.items()} == {"2-1": 1.5}
+
+
+def test_a_run_from_anothers_checkpoint_keeps_its_own_best(model, settings, finished, tmp_path):
+    """A run that starts from another run's checkpoint has a best model of its own, whatever the other one reached."""
+    far = config(model, tmp_path / "run", resume_from_checkpoint=str(finished / "checkpoint-12"), **settings)
+    state = json.loads((finished / "checkpoint-12" / "state.json").read_text())
+    assert state["selection"]["best"]["3-0"][0] > 0
+    folder = train(replace(far, max_train_steps=12))
+    assert not list(folder.glob("best-*"))  # nothing was sampled, so nothing is best
+
+
+class Spoiled(Features):
+    """Features of which some are NaN: those of images whose first pixel is dark, as every sampled digit's can be."""
+
+    def forward(self, images):
+        features = images[:, 0].flatten(1) / 255 @ self.matrix
+        if images.shape[0] < 64:  # the reference comes in larger batches
+            features[0, 0] = float("nan")
+        return features
+
+
+def test_features_that_are_not_finite_never_make_a_best(model, settings, tmp_path, capsys):
+    """With NaN among its samples' features a run goes on, names their seeds, and calls no model the best."""
+    torch.jit.script(Spoiled(64)).save(str(tmp_path / "spoiled.pt"))
+    changes = dict(feature_extractor=str(tmp_path / "spoiled.pt"), max_train_steps=8, eval_batch_size=35)
+    folder = train(config(model, tmp_path / "run", **settings | changes))
+    said = capsys.readouterr().out
+    assert "no frechet_distance of 3-0: features of 2 of 70 images are not finite: seed 0, seed 35" in said
+    assert not list(folder.glob("best-*")) and distances(folder, "3-0") == {}
+    assert (folder / "model_index.json").is_file()
+    state = json.loads((folder / "checkpoint-8" / "state.json").read_text())
+    assert state["selection"]["best"] == {}
 
 
 def test_a_stop_interrupts_a_sampler_and_a_resumed_run_makes_up_for_it(
@@ -174,7 +215,9 @@ def test_a_sampler_left_out_for_a_while_keeps_its_best(model, tmp_path):
     first = selection(model, tmp_path, samplers="2:0:1:4,3:0:1:4", **settings)
     first.best = {sampler: 1.5 for sampler in first.settings}
     between = selection(model, tmp_path, samplers="none", **settings)
-    between.load_state(first.state())
+    for name in ("2-0", "3-0"):
+        (tmp_path / f"best-{name}").mkdir()
+    between.load_state(first.state(), tmp_path)
     last = selection(model, tmp_path, samplers="2:0:1:4,3:0:1:4", **settings)
-    last.load_state(between.state())
+    last.load_state(between.state(), tmp_path)
     assert last.best == first.best

@@ -49,6 +49,7 @@ def distances(
         ValueError: features that are not finite, or fewer than two images.
     """
     seen = _Seen(keep_features=reference_feats is not None)
+    # Blocks begin at multiples of their size, whoever makes them: so those of a killed run, whole, are the same.
     numbers = share(num_images, block)
     done = unfinished.load(numbers[::block]) if unfinished else {}
     for first, features in done.items():
@@ -56,13 +57,13 @@ def distances(
     numbers = [k for k in numbers if k // block * block not in done]
     spent, waiting, began = 0.0, 0.0, time.perf_counter()
 
-    def extract(block: Sequence[int], images: torch.Tensor) -> float:
+    def extract(part: Sequence[int], images: torch.Tensor) -> float:
         start = time.perf_counter()
         features = extractor(images)
-        seen.add(block, features, [f"seed {seed + k}" for k in block])
-        seen.statistics.check_finite()
+        seen.add(part, features, [f"seed {seed + k}" for k in part])
+        seen.statistics.check_finite()  # at once, and not after hours
         if unfinished:
-            unfinished.add(block[0], features)
+            unfinished.add(part[0], features)
         return time.perf_counter() - start
 
     hidden = not processes().is_main_process

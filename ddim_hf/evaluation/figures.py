@@ -55,41 +55,71 @@ def distances(
     for first, features in done.items():
         seen.add(range(first, first + len(features)), features)
     numbers = [k for k in numbers if k // block * block not in done]
-    spent, waiting, began = 0.0, 0.0, time.perf_counter()
 
-    def extract(part: Sequence[int], images: torch.Tensor) -> float:
-        start = time.perf_counter()
+    def extract(part: Sequence[int], images: torch.Tensor):
         features = extractor(images)
         seen.add(part, features, [f"seed {seed + k}" for k in part])
         seen.statistics.check_finite()  # at once, and not after hours
         if unfinished:
             unfinished.add(part[0], features)
-        return time.perf_counter() - start
 
     hidden = not processes().is_main_process
     bar = tqdm(total=len(numbers), desc="sampling", unit="image", leave=False, disable=hidden)
-    with ThreadPoolExecutor(1) as pool, bar:
-        submit = pool.submit if extractor.device.type != "cpu" else _at_once
-        pending = None
+    with bar, _Extraction(extract, beside=extractor.device.type != "cpu") as extraction:
         for part, images in sample_numbers(make, numbers, seed=seed, max_batch_size=block):
-            start = time.perf_counter()
-            spent += pending.result() if pending else 0
-            pending = submit(extract, part, images[: len(part)])
-            waiting += time.perf_counter() - start
+            extraction.put(part, images[: len(part)])
             bar.update(len(part))
+        extraction.finish()
+    seconds = {} if done else extraction.seconds()
+    return seen.distances(extractor, reference, reference_feats, seed) | seconds
+
+
+class _Extraction:
+    """Features of one block of images while the next one is sampled, `beside` it on a thread; and what that takes.
+
+    On a CPU a second thread would have OpenMP threads of its own, and with more threads than cores OpenMP's waiting
+    ones sleep, after which sampling runs at two thirds of its speed.
+    """
+
+    def __init__(self, extract: Callable[[Sequence[int], torch.Tensor], None], beside: bool):
+        self.extract = extract
+        self.pool = ThreadPoolExecutor(1) if beside else None
+        self.pending: Future | None = None
+        self.began, self.spent, self.waited = time.perf_counter(), 0.0, 0.0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self.pool:
+            self.pool.shutdown()
+
+    def put(self, part: Sequence[int], images: torch.Tensor):
+        """Take the next block, once the one before is done; raises what that one raised."""
+        self.finish()
+        if self.pool:
+            self.pending = self.pool.submit(self._timed, part, images)
+        else:
+            self.waited += self._timed(part, images)
+
+    def finish(self):
+        """Wait for the block that was put last."""
         start = time.perf_counter()
-        spent += pending.result() if pending else 0
-        waiting += time.perf_counter() - start
-    seconds = {"seconds": time.perf_counter() - began, "seconds_features": spent, "seconds_waiting": waiting}
-    return seen.distances(extractor, reference, reference_feats, seed) | ({} if done else seconds)
+        if self.pending:
+            self.pending.result()
+            self.pending = None
+        self.waited += time.perf_counter() - start
 
+    def seconds(self) -> dict[str, float]:
+        total = time.perf_counter() - self.began
+        return {"seconds": total, "seconds_features": self.spent, "seconds_waiting": self.waited}
 
-def _at_once(function: Callable, *args: Any) -> Future:
-    """As an executor's submit. On a CPU a second thread would have OpenMP threads of its own, and with more threads
-    than cores OpenMP's waiting ones sleep, after which sampling runs at two thirds of its speed."""
-    done = Future()
-    done.set_result(function(*args))
-    return done
+    def _timed(self, part: Sequence[int], images: torch.Tensor) -> float:
+        start = time.perf_counter()
+        self.extract(part, images)
+        seconds = time.perf_counter() - start
+        self.spent += seconds
+        return seconds
 
 
 def image_distances(

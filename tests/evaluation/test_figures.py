@@ -9,6 +9,7 @@ import torch
 
 from ddim_hf.evaluation import distances
 from ddim_hf.evaluation.features import FeatureExtractor
+from ddim_hf.evaluation.figures import _Extraction
 from ddim_hf.evaluation.frechet import Statistics, frechet_distance
 from ddim_hf.evaluation.unfinished import Unfinished
 
@@ -100,3 +101,26 @@ def test_a_cell_is_measured_where_nothing_can_be_kept(tmp_path):
     reference = Statistics().update(np.random.default_rng(0).standard_normal((50, 6)))
     with pytest.warns(UserWarning, match="cannot be written"):
         distances(Sampler(), first_pixels(), reference, num_images=8, block=4, unfinished=unfinished)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_blocks_are_extracted_in_order_and_their_errors_arrive(beside):
+    """Beside the sampling or within it, blocks are extracted in order, and what one raises ends the cell."""
+    seen, threads = [], set()
+
+    def extract(part, images):
+        threads.add(threading.current_thread())
+        if part[0] == 9:
+            raise ValueError("the ninth")
+        seen.append(part[0])
+
+    with _Extraction(extract, beside=beside) as extraction:
+        for number in range(8):
+            extraction.put([number], torch.zeros(1))
+        extraction.finish()
+    assert seen == list(range(8)) and (threading.current_thread() not in threads) == beside
+    seconds = extraction.seconds()
+    assert 0 < seconds["seconds_features"] and seconds["seconds_waiting"] <= seconds["seconds"]
+    with pytest.raises(ValueError, match="the ninth"), _Extraction(extract, beside=beside) as extraction:
+        extraction.put([9], torch.zeros(1))
+        extraction.finish()

@@ -7,18 +7,11 @@ import time
 
 import pytest
 from conftest import tiny_unet
-from training_runs import ROOT
+from training_runs import ROOT, until
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
 
 LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
-
-
-def until(condition, seconds: float = 120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child is not told of its parent's end")

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -90,6 +91,14 @@ def log_lines(folder: Path) -> list[dict]:
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["ddim_hf.training", "transformers", "sklearn.datasets"])
+
+
+def until(condition: Callable[[], bool], seconds: float = 120):
+    """Wait until it holds; a test that waits for longer fails."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def free_port() -> int:

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 import torch
 from conftest import tiny_unet
 from PIL import Image
+from training_runs import until
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
 from ddim_hf.evaluation import evaluate
@@ -321,10 +321,3 @@ def test_a_launcher_that_is_terminated_ends_its_child_and_the_cell_goes_on(files
     assert "seconds" not in row and saved() == 0
     (whole,) = evaluate(str(files / "tiny"), "digits", tmp_path / "w.json", **settings, cache_dir=tmp_path / "other")
     assert row["value"] == pytest.approx(whole["value"], rel=1e-9) and "seconds" in whole
-
-
-def until(condition, seconds: float = 120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from .files import whole_file, write_text
 from .images import image_grid, pixels_to_pil, states_to_pixels
-from .pipeline_ddim_custom import DDIMCustomPipeline
+from .pipeline_ddim_custom import DDIMCustomPipeline, check_whole_numbers
 from .processes import processes
 from .provenance import package_versions
 from .scheduling_ddim_custom import DDIMSchedulerCustom
@@ -147,15 +147,11 @@ def generate(
     """
     if max_batch_size is None:
         max_batch_size = default_max_batch_size(pipe)
-    for name, value in (("num_images", num_images), ("max_batch_size", max_batch_size)):
-        if value != int(value) or value < 1:
-            raise ValueError(f"{name} is {value}; allowed: whole numbers from 1")
-    if grid < 0:
-        raise ValueError(f"grid is {grid}; allowed: whole numbers from 0")
+    check_whole_numbers(num_images=num_images, max_batch_size=max_batch_size)
+    check_whole_numbers(grid=grid, least=0)
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; allowed: {', '.join(map(repr, FORMATS))}")
-    pipe.check_sampling(eta=eta)
-    pipe.scheduler.set_timesteps(num_inference_steps)
+    pipe.check_sampling(eta=eta, num_inference_steps=num_inference_steps, seeds=[seed])
 
     folder, images = Path(output_dir), Path(output_dir) / "images"
     settings = {"num_inference_steps": num_inference_steps, "eta": eta, "seed": seed, "max_batch_size": max_batch_size}
@@ -198,17 +194,17 @@ def describe_network(pipe: DDIMCustomPipeline) -> str:
     Whether compilation works shows on first use only, so it is not told; images differ by that within the dtype's
     rounding, in bf16 by more than rare pixels.
     """
-    if pipe._fast:
-        return f"fast sampling, {pipe._fast.dtype_name}"
+    if pipe.fast_network:
+        return f"fast sampling, {pipe.fast_network.dtype_name}"
     return str(pipe.unet.dtype).removeprefix("torch.")
 
 
 def _manifest(pipe: DDIMCustomPipeline, revision: str | None) -> dict[str, Any]:
+    name = pipe.config.get("_name_or_path")  # none where it was built in code
     return {
-        "model": Path(pipe.config._name_or_path).name
-        if Path(pipe.config._name_or_path).exists()
-        else pipe.name_or_path,
+        "model": Path(name).name if name and Path(name).exists() else name,
         "revision": revision,
+        "commit": pipe.commit,
         "weights_hash": weights_hash(pipe.unet),
         "scheduler": {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")},
         "tau": pipe.scheduler.config.skip_type,
@@ -247,7 +243,7 @@ def _check_manifest(file: Path, manifest: dict[str, Any]):
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}): give another folder") from error
     manifest = json.loads(json.dumps(manifest))
-    free = {"model", "revision", "versions"}
+    free = {"model", "revision", "commit", "versions"}
     if manifest["format"] == "png" and there.get("num_images", 0) <= manifest["num_images"]:
         free.add("num_images")
     differing = [key for key in manifest if key not in free and manifest[key] != there.get(key)]

@@ -8,12 +8,25 @@ import torch
 from diffusers.utils import make_image_grid
 from PIL import Image, ImageOps
 
-IMAGE_TYPES = ("pil", "np", "pt", "latent")
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+ARRAYS = ("np", "numpy", "np.array", None)  # what diffusers' own pipelines take for "np"
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by channels
 
 
-def states_to_images(x: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
-    """Turn states [N, C, H, W] into "pil", "np" ([N, H, W, C] in [0, 1]), "pt" ([N, C, H, W]) or "latent" (as is)."""
+def check_output_type(output_type: str | None, channels: int):
+    """Raise ValueError for a type that `states_to_images` does not know, or not for so many channels."""
+    if output_type not in OUTPUT_TYPES + ARRAYS:
+        raise ValueError(f"output_type is {output_type!r}; allowed: {', '.join(map(repr, OUTPUT_TYPES))}")
+    if output_type == "pil" and channels not in MODES:
+        raise ValueError(f"output_type is 'pil'; allowed with {channels} channels: 'np', 'pt', 'latent'")
+
+
+def states_to_images(x: torch.Tensor, output_type: str | None) -> list[Image.Image] | np.ndarray | torch.Tensor:
+    """Turn states [N, C, H, W] into "pil", "np" ([N, H, W, C] in [0, 1]), "pt" ([N, C, H, W]) or "latent" (as is).
+
+    None, "numpy" and "np.array" are "np". Raises ValueError for another type.
+    """
+    check_output_type(output_type, channels=x.shape[1])
     if output_type == "latent":
         return x
     if output_type == "pil":
@@ -39,13 +52,16 @@ def pixels_to_pil(pixels: torch.Tensor) -> list[Image.Image]:
     return [Image.frombytes(mode, row.shape[1::-1], row.tobytes()) for row in rows]
 
 
-def images_to_states(images: Any, shape: tuple[int, int, int], input_type: str = "image") -> torch.Tensor:
+def images_to_states(
+    images: Any, shape: tuple[int, int | None, int | None], input_type: str = "image"
+) -> torch.Tensor:
     """Turn images into float32 states [N, C, H, W] in [-1, 1].
 
     Args:
         images: PIL image or list of them, array [N, H, W, C] or [H, W, C], tensor [N, C, H, W] or [C, H, W]; uint8 in
             0..255 or floats in [0, 1].
-        shape: (C, H, W), which the images must have; PIL images are converted to its grey or colour mode.
+        shape: (C, H, W), which the images must have, with None for what may be anything; PIL images are converted to
+            the mode of C channels.
         input_type: "image", or "latent" to take a tensor as the states themselves.
 
     Raises:
@@ -54,9 +70,11 @@ def images_to_states(images: Any, shape: tuple[int, int, int], input_type: str =
     if input_type not in ("image", "latent"):
         raise ValueError(f"input_type is {input_type!r}; allowed: 'image', 'latent'")
     states = _to_tensor(images, channels=shape[0])
-    if states.ndim != 4 or tuple(states.shape[1:]) != shape or len(states) == 0:
+    fits = states.ndim == 4 and all(want in (None, size) for want, size in zip(shape, states.shape[1:], strict=True))
+    if not fits or states.numel() == 0:
         raise ValueError(
-            f"images as a tensor have shape {tuple(states.shape)}; allowed: (N, {', '.join(map(str, shape))})"
+            f"images as a tensor have shape {tuple(states.shape)}; "
+            f"allowed: (N, {', '.join('any' if want is None else str(want) for want in shape)})"
         )
     if input_type == "latent":
         if not states.is_floating_point():
@@ -84,7 +102,9 @@ def _to_tensor(images: Any, channels: int) -> torch.Tensor:
         wide = {image.mode for image in images if image.mode[0] in "IF"}
         if wide:  # Pillow's conversion would clip them at 255
             raise ValueError(f"images have mode {', '.join(sorted(wide))}; allowed: modes of 8 bits a channel")
-        mode = "L" if channels == 1 else "RGB"
+        if channels not in MODES:
+            raise ValueError(f"images are PIL images; allowed with {channels} channels: arrays and tensors")
+        mode = MODES[channels]
         pixels = np.stack([np.asarray(image.convert(mode)) for image in images])
         return torch.from_numpy(pixels.reshape(*pixels.shape[:3], channels)).permute(0, 3, 1, 2)
     if isinstance(images, np.ndarray):

@@ -1,8 +1,11 @@
 """DDIMCustomPipeline: everything the DDIM paper does with a trained network, behind diffusers' pipeline interface."""
 
+import copy
 import inspect
 import json
 import math
+import operator
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from .fast_sampling import FastNetwork
-from .images import IMAGE_TYPES, images_to_states, states_to_images
+from .images import check_output_type, images_to_states, states_to_images
 from .inversion import encode
 from .pipeline_output import DDIMInversionOutput, DDIMPipelineOutput, DDIMReconstructionOutput
 from .scheduling_ddim_custom import DDIMSchedulerCustom
@@ -30,7 +33,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "unet"
-    _fast: FastNetwork | None = None
+    fast_network: FastNetwork | None = None  # of `enable_fast_sampling`
+    commit: str | None = None  # of the Hub's repository that it was loaded from
 
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin):
         super().__init__()
@@ -67,7 +71,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
             eta: 0 is DDIM (deterministic), 1 is DDPM; in [0, 1].
             num_inference_steps: S, from 1 to T.
             use_clipped_model_output: derive eps anew from the clipped x_0 in each step.
-            output_type: "pil", "np", "pt" or "latent" (see `DDIMPipelineOutput`).
+            output_type: "pil", "np", "pt" or "latent" (see `DDIMPipelineOutput`); as in stock, None, "numpy" and
+                "np.array" are "np".
             return_dict: return a tuple if False.
             seeds: one int per image; image k depends on seeds[k] alone. Not together with `generator`.
             timesteps: tau itself, strictly decreasing ints in [0, T), instead of num_inference_steps.
@@ -77,58 +82,82 @@ class DDIMCustomPipeline(DiffusionPipeline):
                 decode the latents of `invert` with False.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": ..., "pred_original_sample": ...})
                 after each step; a dict that it returns may replace "latents".
-            return_trajectory: return all states and predictions of x_0 too.
+            return_trajectory: return all states, predictions of x_0 and timesteps too.
+
+        A call samples on a scheduler of its own: `pipe.scheduler` stays as it is, and calls from within the callback
+        or from other threads do not touch this one.
 
         Raises:
-            ValueError: an argument outside what is listed.
+            ValueError: an argument outside what is listed or without meaning for an assigned scheduler, or a network
+                or scheduler that cannot sample here.
         """
         self.check_sampling(
             batch_size,
             generator=generator,
             eta=eta,
+            use_clipped_model_output=use_clipped_model_output,
             output_type=output_type,
             seeds=seeds,
             latents=latents,
             max_batch_size=max_batch_size,
         )
-        scheduler = self._prepare_scheduler(num_inference_steps, timesteps, clip_sample)
+        schedule = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "clip_sample": clip_sample}
+        noise = {"eta": eta, "use_clipped_model_output": use_clipped_model_output}
+        scheduler = self._new_schedule(**schedule)
+        timesteps_visited = scheduler.timesteps.tolist()
         if seeds is not None:
-            generator = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        arguments = {"eta": eta, "use_clipped_model_output": use_clipped_model_output}
-        accepted = inspect.signature(scheduler.step).parameters
-        arguments = {name: value for name, value in arguments.items() if name in accepted}
-        chunk_size = max_batch_size or batch_size
-        steps = len(scheduler.timesteps)
+            generator = [torch.Generator().manual_seed(operator.index(seed)) for seed in seeds]
 
-        images, histories = [], []
-        with self.progress_bar(total=steps * math.ceil(batch_size / chunk_size)) as bar:
+        # Of each moment, the parts that the chunks of the batch bring.
+        images, trajectory = [], [[] for _ in range(len(timesteps_visited) + 1)]
+        predictions = [[] for _ in timesteps_visited]
+
+        def on_step(i: int, t: int | torch.Tensor, x: torch.Tensor, x0: torch.Tensor | None) -> torch.Tensor:
+            if callback_on_step_end is not None:
+                replaced = callback_on_step_end(self, i, t, {"latents": x, "pred_original_sample": x0}) or {}
+                x = replaced.get("latents", x)
+            if return_trajectory:
+                trajectory[i + 1].append(x)
+                predictions[i].append(x if x0 is None else x0)
+            bar.update()
+            return x
+
+        chunk_size = max_batch_size or batch_size
+        with self.progress_bar(total=len(timesteps_visited) * math.ceil(batch_size / chunk_size)) as bar:
             for start in range(0, batch_size, chunk_size):
-                if start > 0:  # a swapped multistep scheduler remembers the images before
-                    scheduler = self._prepare_scheduler(num_inference_steps, timesteps, clip_sample)
-                stop = min(start + chunk_size, batch_size)
-                own = generator[start:stop] if isinstance(generator, list) else generator
-                if "generator" in accepted:
-                    arguments["generator"] = own
-                x = self._first_state(stop - start, own, None if latents is None else latents[start:stop], scheduler)
-                x, history = self._denoise(x, scheduler, arguments, callback_on_step_end, return_trajectory, bar)
+                chunk = slice(start, min(start + chunk_size, batch_size))
+                draws = generator[chunk] if isinstance(generator, list) else generator
+                if start > 0:  # an assigned multistep scheduler remembers the images before
+                    scheduler = self._new_schedule(**schedule)
+                x = self._noise(chunk.stop - start, draws) if latents is None else self._on_device(latents[chunk])
+                if scheduler.init_noise_sigma != 1:
+                    x = x * scheduler.init_noise_sigma
+                if return_trajectory:
+                    trajectory[0].append(x)
+                x = self._denoise(x, scheduler, _step_arguments(scheduler, draws, len(x), **noise), on_step)
                 images.append(states_to_images(x, output_type))
-                histories.append(history)
-        images = _join(images)
         self.maybe_free_model_hooks()
 
-        trajectory = predictions = None
+        output = DDIMPipelineOutput(images=_join(images))
         if return_trajectory:
-            trajectory, predictions = (
-                [torch.cat(parts) for parts in zip(*which, strict=True)] for which in zip(*histories, strict=True)
-            )
-        output = DDIMPipelineOutput(images=images, trajectory=trajectory, pred_original_samples=predictions)
+            output.trajectory = [torch.cat(parts) for parts in trajectory]
+            output.pred_original_samples = [torch.cat(parts) for parts in predictions]
+            output.timesteps = timesteps_visited
         return output if return_dict else output.to_tuple()
 
     @property
     def state_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the states that the network takes."""
+        """(C, H, W) of the states that the network takes; ValueError where its config has no sample_size."""
+        channels, height, width = self._open_shape
+        if height is None:
+            raise ValueError("the network's config has no sample_size; allowed: latents, or images to encode")
+        return channels, height, width
+
+    @property
+    def _open_shape(self) -> tuple[int, int | None, int | None]:
+        """`state_shape`, with None for the size where the network's config leaves it open."""
         size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = size if isinstance(size, tuple | list) else (size, size)
         return self.unet.config.in_channels, height, width
 
     def check_sampling(
@@ -137,72 +166,114 @@ class DDIMCustomPipeline(DiffusionPipeline):
         *,
         generator: torch.Generator | list[torch.Generator] | None = None,
         eta: float = 0.0,
+        num_inference_steps: int | None = None,
+        use_clipped_model_output: bool | None = None,
         output_type: str | None = "pil",
         seeds: Sequence[int] | None = None,
         latents: torch.Tensor | None = None,
         max_batch_size: int | None = None,
     ):
         """Raise ValueError, in one line, where a call with these arguments would."""
-        _check_counts(batch_size=batch_size, max_batch_size=max_batch_size)
+        check_whole_numbers(batch_size=batch_size)
+        if max_batch_size is not None:
+            check_whole_numbers(max_batch_size=max_batch_size)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta is {eta}; allowed: 0 (DDIM) to 1 (DDPM)")
-        if output_type not in IMAGE_TYPES:
-            raise ValueError(f"output_type is {output_type!r}; allowed: {', '.join(map(repr, IMAGE_TYPES))}")
+        if num_inference_steps is not None:
+            self._new_schedule(num_inference_steps)
+        _check_scheduler(self.scheduler)
+        _step_arguments(self.scheduler, None, batch_size, eta, use_clipped_model_output)
         if seeds is not None and generator is not None:
             raise ValueError("seeds and generator are both given; allowed: one of them")
-        if seeds is not None and np.shape(seeds) != (batch_size,):
-            raise ValueError(f"seeds has shape {np.shape(seeds)}; allowed: one int per image, ({batch_size},)")
+        if seeds is not None:
+            _check_seeds(seeds, batch_size)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"generator has {len(generator)} entries; allowed: one, or batch_size ({batch_size})")
-        shape = (batch_size, *self.state_shape)
-        if latents is not None and tuple(latents.shape) != shape:
-            raise ValueError(f"latents has shape {tuple(latents.shape)}; allowed: {shape}")
+        shape = self._open_shape
+        if latents is None:
+            shape = self.state_shape
+        elif None in shape and latents.ndim == 4:
+            shape = (shape[0], *latents.shape[2:])
+        if latents is not None and tuple(latents.shape) != (batch_size, *shape):
+            raise ValueError(f"latents has shape {tuple(latents.shape)}; allowed: {(batch_size, *shape)}")
+        self._check_network(shape)
+        check_output_type(output_type, channels=shape[0])
 
-    def _prepare_scheduler(self, num_inference_steps, timesteps, clip_sample=None) -> SchedulerMixin:
-        """The scheduler with its timesteps set: the pipeline's own, or a copy with the clipping that is asked for."""
-        scheduler = self.scheduler
-        if clip_sample is not None:
-            scheduler = type(scheduler).from_config(scheduler.config, clip_sample=clip_sample, thresholding=False)
+    def _check_network(self, shape: tuple[int, int, int]):
+        """Raise ValueError for a network that does not run here, or not on states of this shape."""
+        channels, height, width = shape
+        config = self.unet.config
+        if config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None:
+            raise ValueError("the network is conditioned on classes; allowed: unconditional networks")
+        if config.get("out_channels", channels) not in (channels, 2 * channels):
+            raise ValueError(
+                f"the network's out_channels is {config.out_channels}; allowed with in_channels {channels}: "
+                f"{channels}, or {2 * channels} (with a learned variance)"
+            )
+        multiple = 2 ** (len(config.get("block_out_channels", [channels])) - 1)  # each block but the last halves
+        if height % multiple or width % multiple:
+            raise ValueError(f"states are {height} x {width}; allowed with this network: multiples of {multiple}")
+
+    def _new_schedule(
+        self, num_inference_steps: int, timesteps: Sequence[int] | None = None, clip_sample: bool | None = None
+    ) -> SchedulerMixin:
+        """A copy of the scheduler with its timesteps set, and with the clipping that is asked for."""
+        _check_scheduler(self.scheduler)
+        name, ours = type(self.scheduler).__name__, isinstance(self.scheduler, DDIMSchedulerCustom)
+        # Of ours nothing changes in use but what set_timesteps makes anew, so that a shallow copy, which is far
+        # cheaper, will do.
+        scheduler = copy.copy(self.scheduler) if ours else copy.deepcopy(self.scheduler)
+        if clip_sample is not None and "clip_sample" in scheduler.config:
+            scheduler.register_to_config(clip_sample=clip_sample, thresholding=False)
+        elif clip_sample:
+            raise ValueError(f"clip_sample is True; allowed with {name}, which does not clip: None, False")
         if timesteps is None:
+            if not ours:  # which says what it allows
+                check_whole_numbers(num_inference_steps=num_inference_steps)
             scheduler.set_timesteps(num_inference_steps)
         elif "timesteps" in inspect.signature(scheduler.set_timesteps).parameters:
             scheduler.set_timesteps(timesteps=timesteps)
         else:
-            raise ValueError(f"{type(scheduler).__name__} takes no timesteps; allowed: num_inference_steps")
+            raise ValueError(f"{name} takes no timesteps; allowed: num_inference_steps")
         return scheduler
 
-    def _first_state(self, count, generator, latents, scheduler) -> torch.Tensor:
-        device = self._execution_device
-        shape, dtype = (count, *self.state_shape), self.unet.dtype
-        x = randn_tensor(shape, generator, device, dtype) if latents is None else latents.to(device, dtype)
-        return x if scheduler.init_noise_sigma == 1 else x * scheduler.init_noise_sigma
+    def _noise(self, count: int, generator: torch.Generator | list[torch.Generator] | None) -> torch.Tensor:
+        """x_T of unit scale, [count, C, H, W]."""
+        return randn_tensor((count, *self.state_shape), generator, self._execution_device, self.unet.dtype)
+
+    def _on_device(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self._execution_device, self.unet.dtype)
 
     def predict(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """What the network, fast sampling's where that is on, predicts for states x [B, C, H, W]; of x's shape."""
-        if self._fast is not None:
-            if self._fast.unet is not self.unet:  # another network was put in its place
-                self.enable_fast_sampling(*self._fast.asked_for)
-            return self._fast(x, timestep)
-        return self.unet(x, timestep).sample
+        """What the network, fast sampling's where that is on, predicts for states x [B, C, H, W]; of x's shape.
 
-    def _denoise(self, x, scheduler, arguments, callback, record, bar) -> tuple[torch.Tensor, tuple[list, list]]:
-        """Run the whole schedule from x_T; also the states and the predictions of x_0, if they are to be recorded."""
-        states, predictions = [x] if record else [], []
+        Of a network that has learned a variance too (out_channels twice in_channels), which DDIM has no use for, this
+        is the first half.
+        """
+        if self.fast_network is None:
+            output = self.unet(x, timestep).sample
+        else:
+            if not self.fast_network.serves(self.unet, x.device):
+                self.enable_fast_sampling(*self.fast_network.asked_for)
+            output = self.fast_network(x, timestep)
+        return output[:, : x.shape[1]]
+
+    def _denoise(
+        self,
+        x: torch.Tensor,
+        scheduler: SchedulerMixin,
+        step_arguments: dict[str, Any],
+        on_step: Callable[[int, int | torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor],
+    ) -> torch.Tensor:
+        """Run the whole schedule from x_T; on_step(i, t, x, x_0) gives back the x to go on with."""
         on_device = scheduler.timesteps.to(x.device)
         # Our own step takes Python ints, so that it never waits for the device; others look their tensor up.
-        own = isinstance(scheduler, DDIMSchedulerCustom)
-        for i, t in enumerate(scheduler.timesteps.tolist() if own else scheduler.timesteps):
+        ours = isinstance(scheduler, DDIMSchedulerCustom)
+        for i, t in enumerate(scheduler.timesteps.tolist() if ours else scheduler.timesteps):
             output = self.predict(scheduler.scale_model_input(x, t), on_device[i])
-            stepped = scheduler.step(output, t, x, **arguments)
-            x, x0 = stepped.prev_sample, getattr(stepped, "pred_original_sample", None)
-            if callback is not None:
-                replaced = callback(self, i, t, {"latents": x, "pred_original_sample": x0}) or {}
-                x = replaced.get("latents", x)
-            if record:
-                states.append(x)
-                predictions.append(x0 if x0 is not None else x)
-            bar.update()
-        return x, (states, predictions)
+            stepped = scheduler.step(output, t, x, **step_arguments)
+            x = on_step(i, t, stepped.prev_sample, getattr(stepped, "pred_original_sample", None))
+        return x
 
     # Encoding
 
@@ -240,13 +311,14 @@ class DDIMCustomPipeline(DiffusionPipeline):
                 steps have no inverse here (another class, or x0_formula="as_printed").
         """
         self._check_encoding(tolerance, max_iterations, max_batch_size)
-        scheduler = self._prepare_scheduler(num_inference_steps, timesteps)
-        x0 = images_to_states(images, self.state_shape, input_type)
+        scheduler = self._new_schedule(num_inference_steps, timesteps)
+        x0 = images_to_states(images, self._open_shape, input_type)
+        self._check_network(tuple(x0.shape[1:]))
         chunks = x0.split(max_batch_size or len(x0))
         trajectories, residuals = [], []
         with self.progress_bar(total=len(scheduler.timesteps) * len(chunks)) as bar:
             for x in chunks:
-                x = x.to(self._execution_device, self.unet.dtype)
+                x = self._on_device(x)
                 states, residual = encode(self.predict, scheduler, x, exact, tolerance, max_iterations, bar.update)
                 trajectories.append(states if return_trajectory else states[-1:])
                 residuals.append(residual)
@@ -265,7 +337,9 @@ class DDIMCustomPipeline(DiffusionPipeline):
             raise ValueError("encoding with x0_formula 'as_printed'; allowed: 'exact'")
         if not tolerance > 0:
             raise ValueError(f"tolerance is {tolerance}; allowed: above 0")
-        _check_counts(max_iterations=max_iterations, max_batch_size=max_batch_size)
+        check_whole_numbers(max_iterations=max_iterations)
+        if max_batch_size is not None:
+            check_whole_numbers(max_batch_size=max_batch_size)
 
     def reconstruct(
         self,
@@ -284,7 +358,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
 
         The arguments are those of `invert`; `output_type` is that of sampling.
         """
-        x0 = images_to_states(images, self.state_shape, input_type)
+        check_output_type(output_type, channels=self._open_shape[0])
+        x0 = images_to_states(images, self._open_shape, input_type)
         schedule = dict(num_inference_steps=num_inference_steps, timesteps=timesteps, max_batch_size=max_batch_size)
         solver = dict(tolerance=tolerance, max_iterations=max_iterations)
         encoded = self.invert(x0, exact=exact, input_type="latent", **schedule, **solver)
@@ -328,11 +403,11 @@ class DDIMCustomPipeline(DiffusionPipeline):
         """
         if len(corners) not in (2, 4):
             raise ValueError(f"{len(corners)} corners; allowed: 2 (a strip) or 4 (a grid)")
-        if num_images < 2:
-            raise ValueError(f"num_images is {num_images}; allowed: 2 or more")
+        check_whole_numbers(num_images=num_images, least=2)
+        check_output_type(output_type, channels=self._open_shape[0])
         schedule = dict(num_inference_steps=num_inference_steps, timesteps=timesteps, max_batch_size=max_batch_size)
         if all(isinstance(corner, Image.Image | np.ndarray) for corner in corners):
-            states = torch.cat([images_to_states(corner, self.state_shape)[:1] for corner in corners])
+            states = torch.cat([images_to_states(corner, self._open_shape)[:1] for corner in corners])
             latents = self.invert(states, exact=exact, input_type="latent", **schedule).latents
             clip_sample = bool(clip_sample)
         else:
@@ -346,17 +421,18 @@ class DDIMCustomPipeline(DiffusionPipeline):
             path = [slerp(left, right, weight) for weight in weights for left, right in edges]
         return self(len(path), latents=torch.stack(path), clip_sample=clip_sample, output_type=output_type, **schedule)
 
-    def _corner_latents(self, corners) -> torch.Tensor:
-        """[K, C, H, W] latents of corners that are latents or seeds."""
-        shape = self.state_shape
+    def _corner_latents(self, corners: Sequence[Any]) -> torch.Tensor:
+        """[K, C, H, W] latents, of unit scale, of corners that are latents or seeds."""
         if all(isinstance(corner, torch.Tensor) for corner in corners):
+            channels, height, width = self._open_shape
+            shape = (channels, *corners[0].shape[-2:]) if height is None else (channels, height, width)
             shapes = [tuple(corner.shape) for corner in corners]
             if any(given not in (shape, (1, *shape)) for given in shapes):
                 raise ValueError(f"corners have shapes {shapes}; allowed: {shape}")
             return torch.stack([corner.reshape(shape) for corner in corners])
         if all(isinstance(corner, int | np.integer) for corner in corners):
-            generators = [torch.Generator().manual_seed(int(seed)) for seed in corners]
-            return self._first_state(len(corners), generators, None, self.scheduler)
+            _check_seeds(corners, len(corners))
+            return self._noise(len(corners), [torch.Generator().manual_seed(int(seed)) for seed in corners])
         kinds = ", ".join(type(corner).__name__ for corner in corners)
         raise ValueError(f"corners are {kinds}; allowed: all ints, all tensors, or all PIL images or arrays")
 
@@ -365,8 +441,9 @@ class DDIMCustomPipeline(DiffusionPipeline):
     def enable_fast_sampling(self, dtype: torch.dtype | None = None, compile: bool = True) -> str:
         """Run the network channels-last, in bf16 where that is faster, and compiled; the states stay float32.
 
-        The network is changed in place until `disable_fast_sampling`. Exact encoding converges slowly in bf16: encode
-        before, or with float32.
+        The network itself keeps its forwards; only its weights are laid out channels-last in place, until
+        `disable_fast_sampling`. Another pipeline that holds it computes as before, but for the order of float sums.
+        Exact encoding converges slowly in bf16: encode before, or with float32.
 
         Args:
             dtype: torch.bfloat16 or torch.float32; None takes bf16 where the device computes it faster
@@ -374,17 +451,17 @@ class DDIMCustomPipeline(DiffusionPipeline):
             compile: use `torch.compile` (CUDA graphs on a GPU); without a compiler it warns and goes on without.
 
         Returns:
-            What was chosen and why, in one line.
+            What was chosen and why, in one line. It is chosen anew when the pipeline moves to another device.
         """
         self.disable_fast_sampling()
-        self._fast = FastNetwork(self.unet, self._execution_device, dtype, compile)
-        return self._fast.description
+        self.fast_network = FastNetwork(self.unet, self._execution_device, dtype, compile)
+        return self.fast_network.description
 
     def disable_fast_sampling(self):
         """Undo `enable_fast_sampling`."""
-        if self._fast is not None:
-            self._fast.undo()
-        self._fast = None
+        if self.fast_network is not None:
+            self.fast_network.undo()
+        self.fast_network = None
 
     # On disk and on the Hub
 
@@ -393,33 +470,57 @@ class DDIMCustomPipeline(DiffusionPipeline):
         """Load a pipeline from a folder or the Hub: ours, or one saved by stock DDPMPipeline or DDIMPipeline.
 
         Takes the keywords of `DiffusionPipeline.from_pretrained`. Pickled weights are refused unless
-        `use_safetensors=False` asks for them by name.
+        `use_safetensors=False` asks for them by name, or this process itself has saved them to that folder.
         """
         from .hub import load_model
 
+        if kwargs.get("use_safetensors") is None and _resolved(pretrained_model_name_or_path) in _pickled_here:
+            kwargs["use_safetensors"] = False
         return load_model(cls, super().from_pretrained, pretrained_model_name_or_path, **kwargs)
 
-    def save_pretrained(self, save_directory: str | Path, safe_serialization: bool = True, **kwargs: Any):
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ):
         """Write a folder that this class and every stock diffusers install can load.
 
-        Takes the keywords of `DiffusionPipeline.save_pretrained`. Raises ValueError for safe_serialization=False.
+        The arguments are those of `DiffusionPipeline.save_pretrained`, and of `push_to_hub` where that is True.
+        safe_serialization=False pickles the weights, with a warning. Raises ValueError for a push of pickles.
         """
         if not safe_serialization:
-            raise ValueError("safe_serialization is False; allowed: True (weights are never pickled)")
-        to_hub = ("push_to_hub", "repo_id", "commit_message", "private", "token", "create_pr")
+            if push_to_hub:
+                raise ValueError("safe_serialization is False; allowed with push_to_hub: True (no pickle is pushed)")
+            warnings.warn(
+                "the weights are saved as pickles, which from_pretrained loads only with use_safetensors=False",
+                stacklevel=2,
+            )
+        to_hub = ("repo_id", "commit_message", "private", "token", "create_pr")
         push = {key: kwargs.pop(key) for key in to_hub if key in kwargs}
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size, **kwargs)
         _write_stock_names(Path(save_directory))
-        if push.pop("push_to_hub", False):
-            from .hub import push_to_hub
+        (_pickled_here.discard if safe_serialization else _pickled_here.add)(_resolved(save_directory))
+        if push_to_hub:
+            from .hub import push_to_hub as push_folder
 
-            push_to_hub(save_directory, push.pop("repo_id", Path(save_directory).name), **push)
+            push_folder(save_directory, push.pop("repo_id", Path(save_directory).name), **push)
 
     def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> str:
         """Push as one commit, with a model card, and return the address; the arguments are those of diffusers."""
         from .hub import push_pipeline
 
         return push_pipeline(self, repo_id, *args, **kwargs)
+
+
+_pickled_here: set[Path] = set()  # the folders that this process has saved pickles to
+
+
+def _resolved(folder: str | Path) -> Path:
+    return Path(folder).resolve()
 
 
 def _write_stock_names(folder: Path):
@@ -442,18 +543,73 @@ def _write_stock_names(folder: Path):
 
 def slerp(start: torch.Tensor, end: torch.Tensor, weight: float) -> torch.Tensor:
     """Return the point at `weight` (0 start, 1 end) on the great circle between two tensors of one shape (eq. 67)."""
-    cosine = torch.cosine_similarity(start.flatten().double().cpu(), end.flatten().double().cpu(), dim=0)
+    cosine = torch.cosine_similarity(start.flatten().cpu().double(), end.flatten().cpu().double(), dim=0)
     angle = math.acos(max(-1.0, min(cosine.item(), 1.0)))
     if math.sin(angle) < 1e-6:  # same or opposite directions: no one great circle to follow
         return torch.lerp(start, end, weight)
     return math.sin((1 - weight) * angle) / math.sin(angle) * start + math.sin(weight * angle) / math.sin(angle) * end
 
 
-def _check_counts(**counts):
-    for name, value in counts.items():
+def check_whole_numbers(*, least: int = 1, **numbers: Any):
+    """Raise ValueError, with the name, for a value that is no whole number from `least` up."""
+    for name, value in numbers.items():
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not (whole and value >= 1) and not (value is None and name == "max_batch_size"):
-            raise ValueError(f"{name} is {value!r}; allowed: whole numbers from 1")
+        if not whole or value < least:
+            raise ValueError(f"{name} is {value!r}; allowed: whole numbers from {least}")
+
+
+def _check_seeds(seeds: Sequence[int], batch_size: int):
+    if np.shape(seeds) != (batch_size,):
+        raise ValueError(f"seeds has shape {np.shape(seeds)}; allowed: one int per image, ({batch_size},)")
+    for seed in seeds:
+        try:
+            fits = -(2**63) <= operator.index(seed) < 2**64  # what torch.Generator takes
+        except TypeError:
+            fits = False
+        if not fits:
+            raise ValueError(f"seeds has {seed!r}; allowed: ints of 64 bits")
+
+
+def _check_scheduler(scheduler: SchedulerMixin):
+    """Raise ValueError for a scheduler that cannot bring noise to data with a network trained on betas."""
+    name = type(scheduler).__name__
+    step = inspect.signature(scheduler.step).parameters if hasattr(scheduler, "step") else {}
+    required = {key for key, parameter in step.items() if parameter.default is parameter.empty}
+    if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("prediction_type") == "flow_prediction":
+        reason = "its process is not that of a network trained on betas"
+    elif not required <= {"model_output", "timestep", "sample"}:
+        reason = f"its step needs {', '.join(sorted(required - {'model_output', 'timestep', 'sample'}))} too"
+    elif "Inverse" in name:
+        reason = "it goes from data to noise"
+    else:
+        return
+    raise ValueError(f"the scheduler is {name}: {reason}; allowed: those that docs/api.md lists")
+
+
+def _step_arguments(
+    scheduler: SchedulerMixin,
+    generator: torch.Generator | list[torch.Generator] | None,
+    count: int,
+    eta: float,
+    use_clipped_model_output: bool | None,
+) -> dict[str, Any]:
+    """What `scheduler.step` is to be given beside the states of `count` images.
+
+    Raises ValueError for eta or use_clipped_model_output where the scheduler's step takes none.
+    """
+    name, accepted = type(scheduler).__name__, inspect.signature(scheduler.step).parameters
+    asked_for = {"eta": eta, "use_clipped_model_output": use_clipped_model_output}
+    for key, value in asked_for.items():
+        if value and key not in accepted:
+            raise ValueError(f"{key} is {value}; allowed with {name}, whose step takes none: {type(value)()}")
+    arguments = {key: value for key, value in asked_for.items() if key in accepted}
+    if "generator" in accepted:
+        arguments["generator"] = generator
+    elif hasattr(scheduler, "noise_sampler_seed") and generator is not None:  # its noise comes from seeds of its own
+        generators = generator if isinstance(generator, list) else [generator] * count
+        seeds = [torch.randint(2**63 - 1, (), generator=each, device=each.device).item() for each in generators]
+        scheduler.noise_sampler_seed = seeds
+    return arguments
 
 
 def _join(parts: list) -> Any:

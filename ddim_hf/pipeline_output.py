@@ -18,10 +18,12 @@ class DDIMPipelineOutput(ImagePipelineOutput):
             states x_0 themselves ("latent").
         trajectory: with return_trajectory, the S + 1 states from x_T to x_0, each [N, C, H, W].
         pred_original_samples: with return_trajectory, the S predictions of x_0, each [N, C, H, W].
+        timesteps: with return_trajectory, the S timesteps that were visited, in order.
     """
 
     trajectory: list[torch.Tensor] | None = None
     pred_original_samples: list[torch.Tensor] | None = None
+    timesteps: list[float] | None = None
 
 
 @dataclass

@@ -66,7 +66,7 @@ def main():
     report = {
         "model": args.model,
         "eta": args.eta,
-        "timesteps": pipe.scheduler.timesteps.tolist(),
+        "timesteps": output.timesteps,
         "mse_of_predicted_x0": [((x - final) / 2).square().mean().item() for x in predictions],
     }
     (args.output_dir / "trajectory.json").write_text(json.dumps(report, indent=2) + "\n")

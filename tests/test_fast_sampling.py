@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, build_unet
-from ddim_hf.fast_forwards import FastForwards, group_averages, group_norm
-from ddim_hf.fast_sampling import trial_of_bf16
+from ddim_hf.fast_sampling import group_averages, group_norm, trial_of_bf16
 
 SEEDS = {"batch_size": 3, "seeds": [4, 5, 6], "num_inference_steps": 5, "output_type": "pt"}
 
@@ -43,7 +42,7 @@ def test_bf16_is_the_networks_alone(pipe):
     with torch.no_grad():
         plain = pipe.unet(x, timestep).sample
         pipe.enable_fast_sampling(dtype=torch.bfloat16, compile=False)
-        fast = pipe._fast(x, timestep)
+        fast = pipe.fast_network(x, timestep)
     assert fast.dtype == torch.float32 and 0 < (fast - plain).abs().mean() < 2**-5 * plain.abs().mean()
     assert all(state.dtype == torch.float32 for state in pipe(**SEEDS, return_trajectory=True).trajectory)
 
@@ -79,24 +78,91 @@ def test_bf16_leaves_some_convolutions_in_float32(pipe):
     assert not any(name.endswith("conv1") for name in kept)
 
 
-def test_undo_keeps_anothers_forward(pipe):
-    """A forward that someone else had replaced, as offloading hooks do, is there again after undo."""
-    norm, hook = pipe.unet.conv_norm_out, lambda x: x
-    norm.forward = hook
-    forwards = FastForwards(pipe.unet, bf16=True, channel_sums=True)
-    assert norm.forward is not hook and "forward" in vars(pipe.unet.conv_in)
-    forwards.undo()
-    assert norm.forward is hook and "forward" not in vars(pipe.unet.conv_in)
+def plain_forwards(pipe):
+    return not any("forward" in vars(module) for module in pipe.unet.modules())
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_anothers_forward_is_kept_and_run(pipe, when):
+    """A forward that someone else has replaced, as offloading hooks do, is run by fast sampling too, and stays."""
+    calls, forward = [], pipe.unet.forward
+
+    def hooked(*arguments, **keywords):
+        calls.append(arguments)
+        return forward(*arguments, **keywords)
+
+    if when == "before":
+        pipe.unet.forward = hooked
+    pipe.enable_fast_sampling(dtype=torch.float32, compile=False)
+    pipe.unet.forward = hooked
+    pipe(**SEEDS)
+    pipe.disable_fast_sampling()
+    assert len(calls) == SEEDS["num_inference_steps"] and vars(pipe.unet)["forward"] is hooked
+
+
+def test_an_offloaded_network_runs_fast(pipe):
+    """With enable_model_cpu_offload, before or after, bf16's own forwards are run and the network is offloaded."""
+    wanted = pipe.enable_fast_sampling(dtype=torch.bfloat16, compile=False) and pipe(**SEEDS).images
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(pipe(**SEEDS).images, wanted)
+    pipe.enable_fast_sampling(dtype=torch.bfloat16, compile=False)
+    assert torch.equal(pipe(**SEEDS).images, wanted)
 
 
 def test_two_pipelines_that_share_a_network(pipe):
-    """Two pipelines of one network enable and disable in any order, and leave it as it was."""
+    """Two pipelines of one network enable and disable in any order; each keeps its own images, plain or in bf16."""
     other = DDIMCustomPipeline(pipe.unet, pipe.scheduler)
-    for one in (pipe, other):
-        one.enable_fast_sampling(dtype=torch.bfloat16, compile=False)
-    for one in (pipe, other):
-        one.disable_fast_sampling()
-    assert not any("forward" in vars(module) for module in pipe.unet.modules())
+    other.set_progress_bar_config(disable=True)
+    plain = other(**SEEDS).images
+    pipe.enable_fast_sampling(dtype=torch.bfloat16, compile=False)
+    fast = pipe(**SEEDS).images
+    assert plain_forwards(other) and (other(**SEEDS).images - plain).abs().max() < 1e-5
+    other.enable_fast_sampling(dtype=torch.bfloat16, compile=False)
+    pipe.disable_fast_sampling()
+    assert (other(**SEEDS).images - fast).abs().max() < 1e-5 < (fast - plain).abs().max()
+    other.disable_fast_sampling()
+    assert plain_forwards(pipe) and torch.equal(pipe(**SEEDS).images, plain)
+
+
+def test_what_is_done_to_the_weights_is_sampled(pipe):
+    """Weights changed in place, loaded or put in the place of others show in fast sampling as in plain sampling."""
+    pipe.enable_fast_sampling(dtype=torch.float32, compile=False)
+    images = [pipe(**SEEDS).images]
+    weights = {name: weight * 0.9 for name, weight in pipe.unet.state_dict().items()}
+    for change in (
+        lambda unet: unet.conv_in.weight.data.mul_(0.5),
+        lambda unet: unet.load_state_dict(weights),
+        lambda unet: setattr(unet.conv_out, "weight", torch.nn.Parameter(unet.conv_out.weight.flip(1))),
+    ):
+        change(pipe.unet)
+        fast = pipe(**SEEDS).images
+        assert all((fast - before).abs().max() > 1e-3 for before in images)
+        plain = DDIMCustomPipeline(pipe.unet, pipe.scheduler)
+        plain.set_progress_bar_config(disable=True)
+        assert (plain(**SEEDS).images - fast).abs().max() < 1e-4
+        images.append(fast)
+
+
+def test_dropout_follows_the_network():
+    """A network switched to eval() after fast sampling began samples without dropout."""
+    torch.manual_seed(0)
+    unet = build_unet("digits", block_out_channels=(4, 8), norm_num_groups=2, attention_head_dim=4, dropout=0.5)
+    pipe = DDIMCustomPipeline(unet.train(), DDIMSchedulerCustom())
+    pipe.set_progress_bar_config(disable=True)
+    pipe.enable_fast_sampling(dtype=torch.float32, compile=False)
+    assert not torch.equal(pipe(**SEEDS).images, pipe(**SEEDS).images)
+    pipe.unet.eval()
+    assert torch.equal(pipe(**SEEDS).images, pipe(**SEEDS).images)
+
+
+def test_the_device_is_that_of_the_call(pipe):
+    """Fast sampling that was enabled on another device is set up anew on the one that the pipeline has moved to."""
+    plain, weights = pipe(**SEEDS).images, {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+    pipe.to("meta")
+    pipe.enable_fast_sampling(dtype=torch.float32, compile=False)
+    pipe.unet.to_empty(device="cpu").load_state_dict(weights)
+    assert (pipe(**SEEDS).images - plain).abs().max() < 1e-4
+    assert pipe.fast_network.device.type == "cpu"
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -121,7 +187,7 @@ def test_the_network_that_is_there_is_sampled(pipe):
     assert (images - twin(**SEEDS).images).abs().max() < 1e-4
     assert (images - pipe(**SEEDS).images).abs().max() > 0.1
     pipe.unet = twin.unet
-    assert (pipe(**SEEDS).images - images).abs().max() < 1e-4 and pipe._fast.unet is twin.unet
+    assert (pipe(**SEEDS).images - images).abs().max() < 1e-4 and pipe.fast_network.unet is twin.unet
 
 
 def test_more_batch_sizes_than_torchs_own_limit(pipe):
@@ -131,8 +197,8 @@ def test_more_batch_sizes_than_torchs_own_limit(pipe):
     with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1):
         for size in (4, 5):
             counters.clear()
-            pipe._fast(torch.randn(size, 1, 8, 8), torch.tensor(1))
-            assert counters["stats"]["unique_graphs"] == 1 and pipe._fast.compiled
+            pipe.fast_network(torch.randn(size, 1, 8, 8), torch.tensor(1))
+            assert counters["stats"]["unique_graphs"] == 1 and pipe.fast_network.compiled
 
 
 @pytest.mark.parametrize("settings", [dict(dtype=torch.bfloat16, compile=False), dict(dtype=torch.float32)])
@@ -142,7 +208,7 @@ def test_disable_undoes_it(pipe, settings):
     pipe.enable_fast_sampling(**settings)
     assert strides(pipe) != before
     pipe.disable_fast_sampling()
-    assert strides(pipe) == before and not any("forward" in vars(module) for module in pipe.unet.modules())
+    assert strides(pipe) == before and plain_forwards(pipe)
     assert torch.equal(pipe(**SEEDS).images, plain)
 
 
@@ -161,7 +227,7 @@ def test_compiled_bf16_is_near(pipe):
     with torch.no_grad():
         plain = pipe.unet(x, timestep).sample
         pipe.enable_fast_sampling(dtype=torch.bfloat16)
-        fast = pipe._fast(x, timestep)
+        fast = pipe.fast_network(x, timestep)
     assert fast.dtype == torch.float32 and 0 < (fast - plain).abs().mean() < 2**-5 * plain.abs().mean()
 
 
@@ -182,7 +248,7 @@ pipe = DDIMCustomPipeline(unet, DDIMSchedulerCustom())
 plain = pipe(2, seeds=[1, 2], num_inference_steps=3, output_type="pt").images
 print(pipe.enable_fast_sampling(dtype=torch.float32))
 fast = pipe(2, seeds=[1, 2], num_inference_steps=3, output_type="pt").images
-print((fast - plain).abs().max().item() < 1e-4, pipe._fast.compiled)
+print((fast - plain).abs().max().item() < 1e-4, pipe.fast_network.compiled)
 """
 
 

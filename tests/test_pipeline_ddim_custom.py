@@ -12,12 +12,7 @@ from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
     DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    PNDMScheduler,
     UNet2DModel,
-    UniPCMultistepScheduler,
 )
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, build_unet
@@ -110,11 +105,99 @@ def test_output_types_hold_the_same_images(pipe):
     assert pipe(num_inference_steps=2).images[0].size == (8, 8)
 
 
+@pytest.mark.parametrize("output_type", [None, "numpy", "np.array"])
+def test_stocks_other_names_of_arrays(pipe, output_type):
+    """None, "numpy" and "np.array" are arrays, as in stock, in every method that returns images."""
+    stock = DDIMPipeline(pipe.unet, DDIMScheduler())
+    stock.set_progress_bar_config(disable=True)
+    run = dict(num_inference_steps=3, output_type=output_type)
+    got, wanted = (each(2, seeded(), **run).images for each in (pipe, stock))
+    assert type(got) is type(wanted) is np.ndarray and np.abs(got - wanted).max() < 1e-4
+    assert type(pipe.reconstruct(got, **run).images) is type(pipe.interpolate(0, 1, **run).images) is np.ndarray
+
+
+def test_an_unknown_output_type_is_refused_everywhere(pipe):
+    """Every method that returns images raises ValueError for an output type that there is not, before any step."""
+    images = torch.zeros(1, 3, 8, 8)
+    for call in (pipe, lambda **run: pipe.reconstruct(images, **run), lambda **run: pipe.interpolate(0, 1, **run)):
+        with pytest.raises(ValueError, match="output_type is 'jpg'; allowed: 'pil', 'np', 'pt', 'latent'"):
+            call(output_type="jpg", num_inference_steps=1)
+
+
 @pytest.mark.parametrize("channels, size, mode", [(1, 8, "L"), (3, (8, 16), "RGB"), (4, 8, "RGBA")])
 def test_images_have_the_networks_channels_and_size(channels, size, mode):
     """Grey networks give grey images, and a sample_size of (height, width) that height and width."""
     image = tiny_pipe(channels=channels, sample_size=size)(num_inference_steps=2).images[0]
     assert image.mode == mode and image.size == ((8, 8) if size == 8 else (16, 8))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_pipeline_encodes_its_own_images(channels):
+    """The images that a network of 1 to 4 channels gives can be encoded by it, and come back within a level."""
+    pipe = tiny_pipe(DDIMSchedulerCustom(beta_end=0.001), channels=channels)
+    images = pipe(2, seeds=[1, 2], num_inference_steps=3).images
+    output = pipe.reconstruct(images, 5, exact=True)
+    for image, back in zip(images, output.images, strict=True):
+        assert image.mode == back.mode
+        assert np.abs(np.asarray(image).astype(int) - np.asarray(back)).max() <= 1
+
+
+# Networks of other kinds
+
+
+def test_a_learned_variance_is_left_out():
+    """Of a network that predicts mean and variance (out_channels twice in_channels) every method takes the mean."""
+    pipe, plain = tiny_pipe(), tiny_pipe()
+    weight, bias = plain.unet.conv_out.weight, plain.unet.conv_out.bias
+    pipe.unet.register_to_config(out_channels=6)
+    pipe.unet.conv_out = torch.nn.Conv2d(weight.shape[1], 6, 3, padding=1)
+    with torch.no_grad():
+        pipe.unet.conv_out.weight[:3], pipe.unet.conv_out.bias[:3] = weight, bias
+    run = dict(num_inference_steps=3, output_type="pt")
+    wanted = plain(2, seeds=[1, 2], **run).images
+    assert torch.allclose(pipe(2, seeds=[1, 2], **run).images, wanted, atol=1e-5)
+    assert torch.allclose(pipe.invert(wanted, 3).latents, plain.invert(wanted, 3).latents, atol=1e-4)
+    pipe.enable_fast_sampling(torch.float32, compile=False)
+    assert torch.allclose(pipe(2, seeds=[1, 2], **run).images, wanted, atol=1e-4)
+
+
+def test_a_network_of_no_size_takes_that_of_its_input():
+    """Where sample_size is None, latents and images give the size, and without them one line says so."""
+    pipe, plain = tiny_pipe(sample_size=None), tiny_pipe()
+    run = dict(num_inference_steps=3, output_type="pt")
+    latents = torch.randn(2, 3, 8, 8, generator=seeded())
+    wanted = plain(2, latents=latents, **run).images
+    assert torch.equal(pipe(2, latents=latents, **run).images, wanted)
+    assert pipe(2, latents=torch.zeros(2, 3, 16, 8), **run).images.shape == (2, 3, 16, 8)
+    assert torch.equal(pipe.reconstruct(wanted, 3).mse, plain.reconstruct(wanted, 3).mse)
+    assert torch.equal(pipe.interpolate(*latents, **run).images, plain.interpolate(*latents, **run).images)
+    assert torch.equal(pipe.interpolate(*latents[:, None], **run).images, plain.interpolate(*latents, **run).images)
+    for call in (pipe, lambda: pipe.interpolate(0, 1)):
+        with pytest.raises(ValueError, match="no sample_size; allowed: latents, or images to encode"):
+            call()
+    with pytest.raises(ValueError, match=r"latents has shape \(2, 1, 8, 8\); allowed: \(2, 3, 8, 8\)"):
+        pipe(2, latents=torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"images as a tensor have shape \(1, 1, 8, 8\); allowed: \(N, 3, any, any\)"):
+        pipe.invert(torch.zeros(1, 1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (dict(sample_size=9), "states are 9 x 9; allowed with this network: multiples of 2"),
+        (dict(sample_size=(8, 7)), "states are 8 x 7; allowed"),
+        (dict(num_class_embeds=10), "the network is conditioned on classes; allowed: unconditional networks"),
+        (dict(out_channels=4), r"out_channels is 4; allowed with in_channels 3: 3, or 6 \(with a learned variance\)"),
+    ],
+)
+def test_networks_that_cannot_run_are_refused(overrides, message):
+    """A network that cannot sample here, or not in its size, raises ValueError in one line in every method."""
+    pipe = tiny_pipe(**overrides)
+    image = torch.zeros(1, *pipe.state_shape)
+    for call in (pipe, lambda: pipe.invert(image), lambda: pipe.reconstruct(image), lambda: pipe.interpolate(0, 1)):
+        with pytest.raises(ValueError, match=message) as raised:
+            call()
+        assert "\n" not in str(raised.value)
 
 
 # What is seen on the way
@@ -127,6 +210,7 @@ def test_trajectory_has_every_state(pipe, chunk):
     run = dict(latents=latents, num_inference_steps=4, max_batch_size=chunk, output_type="latent")
     output = pipe(3, return_trajectory=True, **run)
     assert len(output.trajectory) == 5 and len(output.pred_original_samples) == 4
+    assert output.timesteps == [750, 500, 250, 0]
     assert all(state.shape == latents.shape for state in output.trajectory + output.pred_original_samples)
     assert torch.equal(output.trajectory[0], latents) and torch.equal(output.trajectory[-1], output.images)
     assert torch.allclose(output.pred_original_samples[-1], output.images, atol=1e-6)
@@ -190,47 +274,6 @@ def test_any_schedulers_config_is_recast():
     assert pipe.scheduler.config.prediction_type == "v_prediction"
     own = DDIMSchedulerCustom(skip_type="quad")
     assert tiny_pipe(own).scheduler is own
-
-
-SWAPPED = [
-    DDIMScheduler,
-    DDPMScheduler,
-    PNDMScheduler,
-    EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    DPMSolverMultistepScheduler,
-    UniPCMultistepScheduler,
-]
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the schedulers
-@pytest.mark.parametrize("scheduler", SWAPPED, ids=lambda scheduler: scheduler.__name__)
-def test_swapped_scheduler_runs(pipe, scheduler, tmp_path):
-    """Another diffusers scheduler swapped in samples, in chunks and recorded too, from noise of its own scale, and is
-    saved under stock names."""
-    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    run = dict(num_inference_steps=4, output_type="latent")
-    output = pipe(3, seeds=[1, 2, 3], max_batch_size=2, return_trajectory=True, eta=0.5, **run)
-    assert output.images.shape == (3, 3, 8, 8) and output.images.isfinite().all()
-    assert len(output.trajectory) == len(pipe.scheduler.timesteps) + 1
-    noise = torch.cat([torch.randn(1, 3, 8, 8, generator=seeded(seed)) for seed in (1, 2, 3)])
-    assert torch.allclose(output.trajectory[0], noise * pipe.scheduler.init_noise_sigma)
-    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    drawn = pipe(1, seeded(5), eta=0.0, **run).images
-    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    if scheduler is not DDPMScheduler:  # which draws noise in each step
-        latents = torch.randn(1, 3, 8, 8, generator=seeded(5))
-        assert torch.allclose(pipe(latents=latents, **run).images, drawn, atol=1e-5)
-    pipe.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "DDIMPipeline"
-    assert type(DiffusionPipeline.from_pretrained(tmp_path)) is DDIMPipeline
-
-
-def test_swapped_schedulers_limits_are_spoken(pipe):
-    """Explicit timesteps with a scheduler that takes none raise ValueError with its name."""
-    pipe.scheduler = PNDMScheduler()
-    with pytest.raises(ValueError, match="PNDMScheduler takes no timesteps; allowed: num_inference_steps"):
-        pipe(timesteps=[3, 2, 1])
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.1), (torch.float64, 1e-4)])
@@ -314,14 +357,39 @@ def test_stock_pipelines_folders_load(kind, tmp_path):
 
 def test_pickled_weights_are_refused(tmp_path):
     """A folder with pickled weights alone raises OSError that speaks of safetensors, and loads where asked for by
-    name; saving never pickles."""
+    name."""
     pipe = tiny_pipe()
     DDIMPipeline(pipe.unet, DDIMScheduler()).save_pretrained(tmp_path, safe_serialization=False)
     with pytest.raises(OSError, match="safetensors"):
         DDIMCustomPipeline.from_pretrained(tmp_path)
     assert DDIMCustomPipeline.from_pretrained(tmp_path, use_safetensors=False).unet.num_parameters()
-    with pytest.raises(ValueError, match=r"safe_serialization is False; allowed: True"):
-        pipe.save_pretrained(tmp_path / "again", safe_serialization=False)
+
+
+def test_weights_are_pickled_here_alone(tmp_path, hub):
+    """safe_serialization=False saves a pickle with a warning, which this process loads and another must ask for by
+    name; a push of it is refused before anything is written."""
+    pipe = tiny_pipe()
+    with pytest.warns(UserWarning, match="saved as pickles"):
+        pipe.save_pretrained(tmp_path / "model", safe_serialization=False)
+    assert [file.suffix for file in (tmp_path / "model/unet").glob("diff*")] == [".bin"]
+    assert DDIMCustomPipeline.from_pretrained(tmp_path / "model").unet.num_parameters()
+    (tmp_path / "model").rename(tmp_path / "another")
+    with pytest.raises(OSError, match="safetensors"):
+        DDIMCustomPipeline.from_pretrained(tmp_path / "another")
+    pipe.save_pretrained(tmp_path / "another")  # safetensors beside the pickle
+    assert DDIMCustomPipeline.from_pretrained(tmp_path / "another").unet.num_parameters()
+    with pytest.raises(ValueError, match="no pickle is pushed"):
+        pipe.save_pretrained(tmp_path / "pushed", False, push_to_hub=True, repo_id="org/pickled")
+    assert not (tmp_path / "pushed").exists()
+
+
+def test_save_takes_stocks_positional_arguments(tmp_path):
+    """save_pretrained(folder, True, "fp16") writes the weights of that variant, as stock's does."""
+    tiny_pipe().save_pretrained(tmp_path, True, "fp16")
+    assert (tmp_path / "unet/diffusion_pytorch_model.fp16.safetensors").is_file()
+    assert DDIMCustomPipeline.from_pretrained(tmp_path, variant="fp16").unet.num_parameters()
+    stock = list(inspect.signature(DDIMPipeline.save_pretrained).parameters)[:6]
+    assert list(inspect.signature(DDIMCustomPipeline.save_pretrained).parameters)[:6] == stock
 
 
 # Bad input
@@ -340,6 +408,9 @@ BAD = [
     (dict(eta=float("nan")), "eta is nan"),
     (dict(output_type="jpeg"), "output_type is 'jpeg'; allowed: 'pil', 'np', 'pt', 'latent'"),
     (dict(seeds=[1, 2]), r"seeds has shape \(2,\); allowed: one int per image, \(1,\)"),
+    (dict(seeds=[0.9]), "seeds has 0.9; allowed: ints"),
+    (dict(seeds=["a"]), "seeds has 'a'; allowed: ints"),
+    (dict(seeds=[2**64]), "seeds has 18446744073709551616; allowed: ints of 64 bits"),
     (dict(seeds=3), r"seeds has shape \(\); allowed: one int per image"),
     (dict(seeds=[1], generator=seeded()), "seeds and generator are both given; allowed: one of them"),
     (dict(generator=[seeded()] * 2), r"generator has 2 entries; allowed: one, or batch_size \(1\)"),

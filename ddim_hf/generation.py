@@ -349,7 +349,7 @@ def _save_grid(images: Path, count: int, format: str, file: Path):
             with Image.open(images / PNG.format(k)) as image:
                 pictures.append(image.copy())
     else:
-        for shard in sorted(images.glob("*.npy")):
+        for shard in sorted(images.glob("[!.]*.npy")):
             pixels = np.load(shard, mmap_mode="r")[: count - len(pictures)]
             pictures += pixels_to_pil(torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2))
     _save(file, image_grid(pictures).save)

@@ -89,7 +89,7 @@ def test_a_killed_run_completes_to_the_identical_set(model, tmp_path):
     settings = {"num_images": 64, "num_inference_steps": 20}
     process = start(model, "--output_dir", tmp_path / "killed", "--num_images", 64, "--num_inference_steps", 20)
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed").glob("images/*.png")):
+    while not list((tmp_path / "killed").glob("images/[!.]*.png")):
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read().decode()
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -4,17 +4,44 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from .provenance import launcher
 
 
-def processes() -> PartialState:
-    """The processes that `accelerate launch` or `torchrun` has started; accelerate must be told of CPUs."""
+class OneProcess:
+    """What accelerate's PartialState says of a single process, for sampling where accelerate is not installed."""
+
+    process_index, num_processes, is_main_process, is_local_main_process = 0, 1, True, True
+
+    @property
+    def device(self) -> torch.device:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+    def wait_for_everyone(self):
+        pass
+
+    @contextmanager
+    def main_process_first(self) -> Iterator[None]:
+        yield
+
+
+def processes() -> Any:
+    """The processes that `accelerate launch` or `torchrun` has started (accelerate's PartialState).
+
+    Raises ImportError where there are several and accelerate, which they need, is not installed.
+    """
+    try:
+        from accelerate import PartialState
+    except ModuleNotFoundError as error:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ImportError("several processes need accelerate: pip install 'ddim_hf[train]'") from error
+        return OneProcess()
+    # accelerate must be told of CPUs.
     wanted = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     return PartialState(cpu=wanted or not torch.accelerator.is_available())
 

@@ -11,12 +11,28 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from diffusers.utils import export_to_gif
 from PIL import Image
 
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import run
-from ddim_hf.images import image_grid
+from ddim_hf.data.decoding import decode
+from ddim_hf.files import whole_file, write_text
+from ddim_hf.images import image_grid, pixels_to_pil
+
+
+def read_image(path: str, channels: int, resolution: int) -> Image.Image:
+    """An image file of any size, mode and depth, as training would see it."""
+    return pixels_to_pil(torch.from_numpy(decode(Path(path).read_bytes(), channels, resolution).copy())[None])[0]
+
+
+def rms_between_neighbours(images: list[Image.Image], columns: int) -> dict[str, list[list[float]]]:
+    """Root mean square differences (pixels in [0, 1]) along the rows, and in a grid down the columns."""
+    pixels = np.stack([np.asarray(image, dtype=np.float64) / 255 for image in images])
+    pixels = pixels.reshape(-1, columns, pixels[0].size)
+    along, down = (np.sqrt(np.square(np.diff(pixels, axis=axis)).mean(-1)) for axis in (1, 0))
+    return {"along_rows": along.tolist()} | ({"down_columns": down.tolist()} if len(down) else {})
 
 
 def main():
@@ -26,7 +42,7 @@ def main():
     parser.add_argument("model", help="folder or Hub id")
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", help="two ends or four corners; 0 1 if nothing is given")
-    parser.add_argument("--images", nargs="+", help="image files instead of seeds, resized to the model's size")
+    parser.add_argument("--images", nargs="+", help="image files instead of seeds, of any size")
     parser.add_argument("--num_images", type=int, default=11, help="length of the strip, or of a side of the grid")
     parser.add_argument("--num_inference_steps", type=int, default=50)
     parser.add_argument("--max_batch_size", type=int, default=64)
@@ -35,11 +51,10 @@ def main():
         raise ValueError("--seeds and --images are both given; allowed: one of them")
 
     pipe = DDIMCustomPipeline.from_pretrained(args.model)
-    channels, height, width = pipe.state_shape
+    channels, resolution, _ = pipe.state_shape
     corners = args.seeds or [0, 1]
     if args.images:
-        mode = "L" if channels == 1 else "RGB"
-        corners = [Image.open(path).convert(mode).resize((width, height)) for path in args.images]
+        corners = [read_image(path, channels, resolution) for path in args.images]
     images = pipe.interpolate(
         *corners,
         num_images=args.num_images,
@@ -48,17 +63,17 @@ def main():
     ).images
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    image_grid(images, args.num_images).save(args.output_dir / "interpolate.png")
-    export_to_gif([image_grid([image], side=96) for image in images], str(args.output_dir / "interpolate.gif"), fps=6)
-    pixels = np.stack([np.asarray(image, dtype=np.float64) / 255 for image in images])
-    steps = np.sqrt(np.square(np.diff(pixels, axis=0)).reshape(len(images) - 1, -1).mean(1))
+    with whole_file(args.output_dir / "interpolate.png") as file:
+        image_grid(images, args.num_images).save(file)
+    with whole_file(args.output_dir / "interpolate.gif") as file:
+        export_to_gif([image_grid([image], side=96) for image in images], str(file), fps=6)
     report = {
         "model": args.model,
         "corners": args.images or corners,
         "num_inference_steps": args.num_inference_steps,
-        "rms_between_neighbours": steps.tolist(),  # pixels in [0, 1]; a jump stands out
+        "rms_between_neighbours": rms_between_neighbours(images, args.num_images),  # a jump stands out
     }
-    (args.output_dir / "interpolate.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_text(args.output_dir / "interpolate.json", json.dumps(report, indent=2) + "\n")
     print(f"wrote {args.output_dir / 'interpolate.png'}, interpolate.gif and interpolate.json")
 
 

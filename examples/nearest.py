@@ -16,6 +16,7 @@ import torch
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import run
 from ddim_hf.data import load_images
+from ddim_hf.files import whole_file, write_text
 from ddim_hf.images import image_grid, pixels_to_pil, states_to_pixels
 
 
@@ -45,6 +46,8 @@ def main():
     pipe = DDIMCustomPipeline.from_pretrained(args.model)
     channels, resolution, _ = pipe.state_shape
     training = load_images(args.data, split=args.split, resolution=resolution, channels=channels)
+    if not 1 <= args.neighbours <= len(training):
+        raise ValueError(f"--neighbours is {args.neighbours}; allowed: 1 to {len(training)}, all of {args.data}")
     states = pipe(
         args.num_images,
         num_inference_steps=args.num_inference_steps,
@@ -63,8 +66,9 @@ def main():
     for sample, found in zip(pixels_to_pil(pixels), numbers, strict=True):
         rows += [sample, *pixels_to_pil(training[found.tolist()])]
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    image_grid(rows, args.neighbours + 1).save(args.output_dir / "nearest.png")
-    (args.output_dir / "nearest.json").write_text(json.dumps(report, indent=2) + "\n")
+    with whole_file(args.output_dir / "nearest.png") as file:
+        image_grid(rows, args.neighbours + 1).save(file)
+    write_text(args.output_dir / "nearest.json", json.dumps(report, indent=2) + "\n")
     for name in ("samples_rms", "held_out_rms"):
         if name in report:
             print(f"{name}: median {statistics.median(report[name]):.4f}")

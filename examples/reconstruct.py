@@ -13,6 +13,7 @@ from pathlib import Path
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import run
 from ddim_hf.data import load_images
+from ddim_hf.files import whole_file, write_text
 from ddim_hf.images import image_grid, pixels_to_pil
 
 
@@ -48,9 +49,10 @@ def main():
         figures[str(steps)]["worst_residual"] = output.residual
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    image_grid([image for row in rows for image in row], len(images)).save(args.output_dir / "reconstruct.png")
+    with whole_file(args.output_dir / "reconstruct.png") as file:
+        image_grid([image for row in rows for image in row], len(images)).save(file)
     report = {"model": args.model, "data": args.data, "images": len(images), "mse": figures}
-    (args.output_dir / "reconstruct.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_text(args.output_dir / "reconstruct.json", json.dumps(report, indent=2) + "\n")
     print(f"wrote {args.output_dir / 'reconstruct.png'} and reconstruct.json")
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import run
+from ddim_hf.files import whole_file, write_text
 from ddim_hf.images import states_to_images
 
 
@@ -61,15 +62,17 @@ def main():
     ]
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    make_image_grid(cells, 2 * args.num_images, len(shown)).save(args.output_dir / "trajectory.png")
-    export_to_gif([frame.convert("RGB") for frame in frames], str(args.output_dir / "trajectory.gif"), fps=10)
+    with whole_file(args.output_dir / "trajectory.png") as file:
+        make_image_grid(cells, 2 * args.num_images, len(shown)).save(file)
+    with whole_file(args.output_dir / "trajectory.gif") as file:
+        export_to_gif([frame.convert("RGB") for frame in frames], str(file), fps=10)
     report = {
         "model": args.model,
         "eta": args.eta,
         "timesteps": output.timesteps,
         "mse_of_predicted_x0": [((x - final) / 2).square().mean().item() for x in predictions],
     }
-    (args.output_dir / "trajectory.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_text(args.output_dir / "trajectory.json", json.dumps(report, indent=2) + "\n")
     print(f"wrote {args.output_dir / 'trajectory.png'}, trajectory.gif and trajectory.json")
 
 

@@ -6,9 +6,10 @@ None of diffusers' code is here: the tests are those of the checkout that stands
 import unittest
 
 from diffusers.utils import is_torchsde_available
+from tests.pipelines.ddim.test_ddim import DDIMPipelineFastTests
 from tests.schedulers.test_scheduler_ddim import DDIMSchedulerTest
 
-from ddim_hf import DDIMSchedulerCustom
+from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
 
 
 class TestScheduler(DDIMSchedulerTest):
@@ -19,4 +20,8 @@ class TestScheduler(DDIMSchedulerTest):
         super().test_compatibles()
 
 
-del DDIMSchedulerTest  # or pytest would collect it too, with diffusers' own class
+class TestPipeline(DDIMPipelineFastTests):
+    pipeline_class = DDIMCustomPipeline
+
+
+del DDIMSchedulerTest, DDIMPipelineFastTests  # or pytest would collect them too, with diffusers' own classes

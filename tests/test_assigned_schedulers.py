@@ -17,7 +17,8 @@ from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
 
 BETAS = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
 S_DATA = 0.5
-LISTED = re.findall(r"`(\w+Scheduler)`", (ROOT / "docs/api.md").read_text().partition("### Schedulers that can be assigned")[2])
+SECTION = (ROOT / "docs/api.md").read_text().partition("### Schedulers that can be assigned")[2].partition("\n## ")[0]
+LISTED = re.findall(r"`(\w+Scheduler)`", SECTION)
 DRAW_NOISE = re.compile("DDPM|Ancestral|SDE|SASolver|LCM")
 
 

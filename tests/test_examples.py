@@ -59,7 +59,32 @@ def test_interpolate(monkeypatch, tmp_path, model):
     assert strip.size == (4 * 52, 52) and grid.size == (4 * 52, 4 * 52)
     assert np.array_equal(np.asarray(strip), np.asarray(grid)[:52])
     assert picture(tmp_path / "grid" / "interpolate.gif").n_frames == 16
-    assert len(json.loads((tmp_path / "strip" / "interpolate.json").read_text())["rms_between_neighbours"]) == 3
+    steps = {
+        kind: json.loads((tmp_path / kind / "interpolate.json").read_text())["rms_between_neighbours"]
+        for kind in ("strip", "grid")
+    }
+    assert np.shape(steps["strip"]["along_rows"]) == (1, 3) and "down_columns" not in steps["strip"]
+    assert np.shape(steps["grid"]["along_rows"]) == (4, 3) and np.shape(steps["grid"]["down_columns"]) == (3, 4)
+
+
+def test_neighbours_in_a_grid():
+    """Neighbours are those along a row and down a column, not a row's end and the next row's start."""
+    measure = runpy.run_path(str(EXAMPLES / "interpolate.py"))["rms_between_neighbours"]
+    images = [Image.new("L", (2, 2), value) for value in (0, 51, 255, 0)]
+    assert measure(images, 2) == {"along_rows": [[0.2], [1.0]], "down_columns": [[1.0, 0.2]]}
+    assert measure(images, 4) == {"along_rows": [[0.2, 0.8, 1.0]]}
+
+
+def test_interpolate_reads_16_bits(monkeypatch, tmp_path, model):
+    """interpolate.py gives of 16-bit files what it gives of the same pictures in 8 bits."""
+    ramp = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    for bits, pixels in ((8, ramp), (16, ramp.astype(np.uint16) * 257)):
+        for end, picture_of in enumerate((pixels, pixels[::-1].copy())):
+            Image.fromarray(picture_of).save(tmp_path / f"{bits}-{end}.png")
+        ends = [tmp_path / f"{bits}-{end}.png" for end in (0, 1)]
+        words = ["--num_images", 3, "--num_inference_steps", 3, "--images", *ends]
+        assert run(monkeypatch, "interpolate.py", model, tmp_path / str(bits), *words) == 0
+    assert np.array_equal(*(np.asarray(picture(tmp_path / bits / "interpolate.png")) for bits in ("8", "16")))
 
 
 def test_interpolate_takes_images(monkeypatch, tmp_path, model):
@@ -138,6 +163,8 @@ def test_the_benchmarks_check_can_fail():
         ("interpolate.py", ["MODEL", "out", "--num_images", "1"], "num_images is 1; allowed: 2 or more"),
         ("trajectory.py", ["MODEL", "out", "--eta", "2"], "eta is 2.0; allowed"),
         ("nearest.py", ["MODEL", "digits", "out", "--split", "dev"], "has no split 'dev'"),
+        ("nearest.py", ["MODEL", "digits", "out", "--neighbours", "0"], "--neighbours is 0; allowed: 1 to 1617"),
+        ("nearest.py", ["MODEL", "digits", "out", "--neighbours", "1618"], "--neighbours is 1618; allowed"),
         ("benchmarks/benchmark.py", ["--only", "speed"], "--only has speed; allowed: step"),
         (
             "benchmarks/benchmark.py",

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_unet
 from diffusers import UNet2DModel
 from PIL import Image
 
@@ -143,6 +144,58 @@ def test_other_weights_are_refused_and_more_images_are_not(model, tmp_path):
     pipe.unet.conv_in.weight.data += 1
     with pytest.raises(ValueError, match="weights_hash"):
         generate(pipe, tmp_path, **SETTINGS)
+
+
+def test_sampling_needs_the_core_alone(model, whole, tmp_path):
+    """Without accelerate and the extras' other packages sample.py gives the same images; several processes are told
+    in one line that they need it."""
+    words = ["sample.py", str(model), "--output_dir", str(tmp_path), *FLAGS]
+    code = (
+        "import runpy, sys\n"
+        "for name in ('accelerate', 'datasets', 'transformers', 'cleanfid', 'matplotlib', 'sklearn'):\n"
+        "    sys.modules[name] = None\n"
+        f"sys.argv = {words!r}\n"
+        "runpy.run_path('examples/sample.py', run_name='__main__')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path) == contents(whole)
+    several = {**environment, "WORLD_SIZE": "2"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=several, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == (
+        "error: several processes need accelerate: pip install 'ddim_hf[train]'\n"
+    )
+
+
+def test_a_pipeline_built_in_code_fills_a_folder(tmp_path):
+    """A pipeline that was never loaded generates; its manifest names no model."""
+    pipe = DDIMCustomPipeline(tiny_unet(), DDIMSchedulerCustom())
+    pipe.set_progress_bar_config(disable=True)
+    images = generate(pipe, tmp_path, num_images=2, num_inference_steps=1, max_batch_size=2)
+    assert len(list(images.iterdir())) == 2
+    assert json.loads((tmp_path / "manifest.json").read_text())["model"] is None
+
+
+def test_a_model_of_the_hub_is_named_by_its_repository(model, hub, tmp_path):
+    """The manifest of a model of the Hub names the repository, and its commit apart from that."""
+    DDIMCustomPipeline.from_pretrained(model).push_to_hub("org/tiny")
+    generate(load_pipeline("org/tiny"), tmp_path, num_images=1, num_inference_steps=1, max_batch_size=1)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["model"] == "org/tiny" and len(manifest["commit"]) == 40
+
+
+def test_a_grid_holds_few_files_open(model, tmp_path):
+    """A grid of more images than a process may have open files is drawn."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 30, limits[1]))
+    try:
+        generate(load_pipeline(model), tmp_path, num_images=64, num_inference_steps=1, grid=64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert (tmp_path / "samples.png").is_file()
 
 
 def test_the_manifest_names_what_made_the_images(whole):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
+from diffusers.utils import is_accelerate_available
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
@@ -403,7 +404,9 @@ class DDIMCustomPipeline(DiffusionPipeline):
         """
         if len(corners) not in (2, 4):
             raise ValueError(f"{len(corners)} corners; allowed: 2 (a strip) or 4 (a grid)")
-        check_whole_numbers(num_images=num_images, least=2)
+        check_whole_numbers(num_images=num_images)
+        if num_images < 2:
+            raise ValueError(f"num_images is {num_images}; allowed: 2 or more")
         check_output_type(output_type, channels=self._open_shape[0])
         schedule = dict(num_inference_steps=num_inference_steps, timesteps=timesteps, max_batch_size=max_batch_size)
         if all(isinstance(corner, Image.Image | np.ndarray) for corner in corners):
@@ -476,6 +479,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
 
         if kwargs.get("use_safetensors") is None and _resolved(pretrained_model_name_or_path) in _pickled_here:
             kwargs["use_safetensors"] = False
+        if not is_accelerate_available():  # else diffusers says in six lines that it does so by itself
+            kwargs.setdefault("low_cpu_mem_usage", False)
         return load_model(cls, super().from_pretrained, pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(

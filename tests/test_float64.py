@@ -20,7 +20,7 @@ class DeviceWithoutFloat64(TorchDispatchMode):
         tensors = [leaf for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, torch.Tensor)]
         there = bool(tensors) and tensors[0].is_meta
         if there and function is ATEN._local_scalar_dense.default:
-            return 0
+            return tensors[0].dtype == torch.bool  # whatever is asked is so, whatever is measured is 0
         if there and function is ATEN._to_copy.default and torch.device(keywords.get("device", "meta")).type == "cpu":
             if keywords.get("dtype") == torch.float64:
                 raise TypeError("float64 is made on the way from the device, before the CPU")

@@ -179,7 +179,7 @@ def test_a_pipeline_built_in_code_fills_a_folder(tmp_path):
 
 def test_a_model_of_the_hub_is_named_by_its_repository(model, hub, tmp_path):
     """The manifest of a model of the Hub names the repository, and its commit apart from that."""
-    DDIMCustomPipeline.from_pretrained(model).push_to_hub("org/tiny")
+    DDIMCustomPipeline.from_pretrained(model).push_to_hub("org/tiny", token="hf_writer")
     generate(load_pipeline("org/tiny"), tmp_path, num_images=1, num_inference_steps=1, max_batch_size=1)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["model"] == "org/tiny" and len(manifest["commit"]) == 40

@@ -1,5 +1,6 @@
 """The package as others get it: built, installed into fresh environments, and run there without the repository."""
 
+import json
 import os
 import re
 import shutil
@@ -158,6 +159,36 @@ def test_the_core_alone_samples_encodes_and_interpolates(core, tmp_path):
     (tmp_path / "core.py").write_text(CORE_ALONE)
     command(core, tmp_path / "core.py", MODEL, *NOT_CORE, cwd=tmp_path)
     assert (tmp_path / "saved" / "model_index.json").is_file()
+
+
+SCRIPTS_IN_TURN = """
+import json, runpy, sys
+for words in map(json.loads, sys.argv[1:]):
+    sys.argv = words
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, words
+"""
+
+
+@pytest.mark.skipif(not MODEL.is_dir(), reason="the model lies in the repository alone")
+def test_the_scripts_that_sample_run_with_the_core_alone(core, tmp_path):
+    """sample.py says what it takes and fills a folder, in both formats; interpolate.py and trajectory.py draw."""
+    few = ["--num_images", "2", "--num_inference_steps", "2"]
+    calls = [
+        ["sample.py", "--help"],
+        ["sample.py", str(MODEL), *few, "--output_dir", "png", "--grid", "--gif"],
+        ["sample.py", str(MODEL), *few, "--output_dir", "npy", "--format", "npy"],
+        ["interpolate.py", str(MODEL), "interpolate", *few],
+        ["trajectory.py", str(MODEL), "trajectory", *few],
+    ]
+    (tmp_path / "in_turn.py").write_text(SCRIPTS_IN_TURN)  # in one process, as each start takes seconds
+    words = [json.dumps([str(ROOT / "examples" / script), *rest]) for script, *rest in calls]
+    assert "--num_images" in command(core, tmp_path / "in_turn.py", *words, cwd=tmp_path)
+    names = "png/samples.png png/denoising.gif png/images/000001.png npy/images/00000000-00000001.npy".split()
+    assert all((tmp_path / name).is_file() for name in names)
+    assert all(list((tmp_path / name).glob("*.png")) for name in ("interpolate", "trajectory"))
 
 
 # What is said of the package

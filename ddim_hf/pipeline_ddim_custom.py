@@ -29,8 +29,11 @@ class DDIMCustomPipeline(DiffusionPipeline):
 
     Args:
         unet: the network that predicts the noise.
-        scheduler: any diffusers scheduler; its config is recast to `DDIMSchedulerCustom`. To sample with another
-            scheduler, assign it to `pipe.scheduler` afterwards.
+        scheduler: any of diffusers' schedulers that has betas; `DDIMSchedulerCustom` takes its place, with the same
+            betas and prediction type. To sample with another scheduler, assign it to `pipe.scheduler` afterwards.
+
+    Raises:
+        ValueError: the scheduler's process has no betas (flow matching, EDM and the like).
     """
 
     model_cpu_offload_seq = "unet"
@@ -40,7 +43,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin):
         super().__init__()
         if not isinstance(scheduler, DDIMSchedulerCustom):
-            scheduler = DDIMSchedulerCustom.from_config(scheduler.config)
+            scheduler = DDIMSchedulerCustom.from_scheduler(scheduler)
         self.register_modules(unet=unet, scheduler=scheduler)
 
     # Sampling

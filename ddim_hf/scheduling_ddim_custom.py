@@ -4,19 +4,21 @@ alpha_t below is the cumulative product that diffusers calls `alphas_cumprod`; t
 own subsequence of the timesteps, and tau_0 stands for the data, where alpha is 1.
 """
 
+import inspect
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import diffusers
 import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler, DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
-from .noise_schedules import make_betas, quadratic_timesteps, rescale_zero_terminal_snr
+from .noise_schedules import betas_of, make_betas, quadratic_timesteps, rescale_zero_terminal_snr
 
 CHOICES = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
@@ -26,17 +28,16 @@ CHOICES = {
     "x0_formula": ("exact", "as_printed"),
     "variance": ("sigma", "sigma_hat"),
 }
+# of the config, by which a scheduler has its betas
+BETA_KEYS = "num_train_timesteps beta_start beta_end beta_schedule trained_betas rescale_betas_zero_snr".split()
 
 
 class Transition(NamedTuple):
-    """The scalars of one step tau_i -> tau_{i-1}, computed in float64."""
+    """One step tau_i -> tau_{i-1}: alpha at both, in float64, and whether tau_{i-1} is tau_0, the data."""
 
-    sqrt_alpha: float
-    sqrt_one_minus_alpha: float
-    sqrt_alpha_prev: float
-    one_minus_alpha_prev: float
-    sigma: float  # eq. 16 at eta = 1
-    sigma_hat: float  # section 5: the larger variance of DDPM
+    alpha: float
+    alpha_prev: float
+    onto_data: bool
 
 
 class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
@@ -45,12 +46,16 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
     Each config key of `diffusers.DDIMScheduler` is here with the same default and meaning. The transition goes from
     each timestep to the one that follows it on the schedule, so every spacing and number of steps ends at the data.
 
+    `alphas_cumprod` is what every method computes with. To patch the schedule, assign another tensor to it: `betas`,
+    `alphas` and `final_alpha_cumprod` follow, and so does the config, so that copies and saved folders have the same
+    schedule. Values changed in place count too, from the next call of a method on.
+
     Args:
         num_train_timesteps: T, the length of the diffusion the network was trained on.
         beta_start: first beta of the linear schedules.
         beta_end: last beta of the linear schedules.
         beta_schedule: "linear", "scaled_linear" (linear in sqrt(beta)) or "squaredcos_cap_v2" (the cosine schedule).
-        trained_betas: betas given one by one, each in (0, 1]; overrides the three keys above.
+        trained_betas: the betas one by one, which override the three keys above; their number is T.
         clip_sample: clip the predicted x_0 to [-clip_sample_range, clip_sample_range].
         set_alpha_to_one: alpha at tau_0 is 1; otherwise alphas_cumprod[0].
         steps_offset: added to the timesteps of "leading" spacing.
@@ -70,7 +75,8 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
             none of it.
 
     Raises:
-        ValueError: a key has a value outside what is listed, or the betas take alphas_cumprod out of (0, 1).
+        ValueError: a key has a value outside what is listed, or a beta is negative or not finite. Betas that take
+            alphas_cumprod out of (0, 1) pass; the steps that they leave without a meaning raise.
     """
 
     _compatibles = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
@@ -99,7 +105,7 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
         variance: Literal["sigma", "sigma_hat"] = "sigma",
     ):
         for key, allowed in CHOICES.items():
-            if self.config[key] not in allowed:
+            if self.config[key] not in allowed and not (key == "beta_schedule" and trained_betas is not None):
                 raise ValueError(f"{key} is {self.config[key]!r}; allowed: {', '.join(map(repr, allowed))}")
 
         # In float32 to the letter of diffusers, because networks are trained on these values; float64 from here on.
@@ -107,29 +113,129 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
         if rescale_betas_zero_snr:
             self.betas = rescale_zero_terminal_snr(self.betas)
         self.alphas = 1.0 - self.betas
-        self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
-        self.final_alpha_cumprod = torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]
+        self._take_alphas(torch.cumprod(self.alphas, dim=0))
+        if len(self) != num_train_timesteps:
+            self._change_config(num_train_timesteps=len(self))
         self.init_noise_sigma = 1.0
         self.num_inference_steps = None
-        self.timesteps = torch.arange(len(self.betas) - 1, -1, -1)
-
-        self._alpha = self.alphas_cumprod.tolist()
-        if not (self._alpha[0] < 1 and all(self._alpha[:-1]) and ((self.betas >= 0) & (self.betas <= 1)).all()):
-            given = f"betas from {self.betas.min():.3g} to {self.betas.max():.3g}"
-            raise ValueError(f"{given} take alphas_cumprod out of (0, 1); allowed: 0 at the last timestep only")
-        self._final_alpha = 1.0 if set_alpha_to_one else self._alpha[0]
-        self._ascending: list[int] = []
-        self._transitions: dict[int, Transition] = {}
-        self._sqrt_tables: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.timesteps = torch.arange(len(self) - 1, -1, -1)
+        self._ascending: list[int] = []  # the schedule tau_1 < ... < tau_S
 
     def __len__(self) -> int:
-        return self.config.num_train_timesteps
+        return len(self._alpha)
+
+    # From other schedulers
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> "DDIMSchedulerCustom | tuple[DDIMSchedulerCustom, dict[str, Any]]":
+        """Return the scheduler of a config, as in diffusers, but with the betas and prediction type that it had there.
+
+        Args:
+            config: this class's, or that of another of diffusers' schedulers: a saved one names its class and is taken
+                as by `from_scheduler`; `scheduler.config` does not, and its keys are taken at their word.
+            return_unused_kwargs: return the `kwargs` that are no config keys too.
+            kwargs: config keys that take another value.
+
+        Raises:
+            ValueError: a value outside its range, or a config of a process that has no betas.
+        """
+        if isinstance(config, dict):
+            source = getattr(diffusers, str(config.get("_class_name")), None)
+            if isinstance(source, type) and issubclass(source, SchedulerMixin) and source is not DDIMScheduler:
+                keys = cls._process_of(source.from_config(config), config, kwargs)
+            elif "_use_default_values" in config and "beta_schedule" not in config:
+                raise _not_a_ddim("the scheduler of this config", "its process has no betas")
+            else:
+                keys = _keys_left_out(config)
+            kwargs = {**keys, **kwargs}
+        return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    @classmethod
+    def from_scheduler(cls, scheduler: SchedulerMixin, **changes: Any) -> "DDIMSchedulerCustom":
+        """Return the DDIM of the diffusion that another scheduler samples, by its own betas and prediction type.
+
+        Other config keys carry over as in diffusers' `from_config`: where both classes have them, and where they were
+        given to `scheduler` rather than left at its class's defaults.
+
+        Args:
+            scheduler: one that has betas: any of diffusers' for DDPM's process, whatever its class.
+            changes: config keys that take another value.
+
+        Raises:
+            ValueError: the scheduler's process has no betas (flow matching, EDM, variance exploding, consistency
+                models), or its network's prediction is of another kind than eps, x_0 and v.
+        """
+        changes = {**cls._process_of(scheduler, scheduler.config, changes), **changes}
+        return super().from_config(scheduler.config, **changes)
+
+    @classmethod
+    def _process_of(cls, scheduler: SchedulerMixin, config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+        """The config keys that make ours a scheduler of the same betas and prediction type as `scheduler`."""
+        alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
+        prediction_type = scheduler.config.get("prediction_type", "epsilon")
+        reason = None
+        if alphas_cumprod is None:
+            reason = "its process has no betas"
+        elif scheduler.config.get("use_flow_sigmas"):
+            reason = "use_flow_sigmas makes its process flow matching"
+        elif scheduler.config.get("timestep_type") == "continuous":
+            reason = "its network takes noise levels, not timesteps"
+        elif prediction_type not in CHOICES["prediction_type"]:
+            reason = f"its prediction_type is {prediction_type!r}"
+        if reason is not None:
+            raise _not_a_ddim(type(scheduler).__name__, reason)
+
+        keys = _keys_left_out(config)
+        if changes.keys() & set(BETA_KEYS):
+            return keys
+        beta_schedule = config.get("beta_schedule", "linear")
+        if beta_schedule in CHOICES["beta_schedule"] or config.get("trained_betas") is not None:
+            ours = super().from_config(config, **keys).alphas_cumprod
+            theirs = alphas_cumprod.to(ours)  # some have 2^-24 where ours is 0 (zero terminal SNR)
+            if ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-4, atol=1e-7):
+                return keys
+        # Betas that no key of ours gives: sigmoid, Laplace, shifted or patched ones.
+        return keys | {"trained_betas": betas_of(alphas_cumprod).tolist(), "rescale_betas_zero_snr": False}
 
     def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
         """Return `sample` as it is: DDIM's network takes x_t unscaled."""
         return sample
 
-    # The schedule
+    # The noise schedule
+
+    @property
+    def alphas_cumprod(self) -> torch.Tensor:
+        return self._alphas_cumprod
+
+    @alphas_cumprod.setter
+    def alphas_cumprod(self, alphas_cumprod: torch.Tensor):
+        changed = alphas_cumprod.tolist() != self._alpha
+        self._take_alphas(alphas_cumprod)
+        if changed:
+            self.betas = betas_of(alphas_cumprod)
+            self.alphas = 1.0 - self.betas
+            betas = self.betas.tolist()
+            self._change_config(num_train_timesteps=len(betas), trained_betas=betas, rescale_betas_zero_snr=False)
+
+    def _take_alphas(self, alphas_cumprod: torch.Tensor):
+        self._alphas_cumprod, self._alphas_version = alphas_cumprod, _version(alphas_cumprod)
+        self.final_alpha_cumprod = torch.tensor(1.0) if self.config.set_alpha_to_one else alphas_cumprod[0]
+        self._alpha: list[float] = alphas_cumprod.tolist()
+        self._sqrt_tables: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def _follow_alphas(self):
+        """Take alphas_cumprod anew where its values were changed in place."""
+        if _version(self._alphas_cumprod) != self._alphas_version:
+            self.alphas_cumprod = self._alphas_cumprod
+
+    def _change_config(self, **changes: Any):
+        # from_config passes over the keys that the config lists as defaults.
+        defaults = [key for key in self.config.get("_use_default_values", []) if key not in changes]
+        self.register_to_config(**changes, _use_default_values=defaults)
+
+    # The timesteps
 
     def set_timesteps(
         self,
@@ -149,6 +255,7 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
         """
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("give one of num_inference_steps and timesteps, not both and not neither")
+        self._follow_alphas()
         if timesteps is None:
             timesteps = self._spaced_timesteps(num_inference_steps)
         else:
@@ -157,10 +264,9 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.tensor(timesteps, dtype=torch.int64, device=device)
 
         self._ascending = timesteps[::-1]
-        self._transitions = {}
 
     def _spaced_timesteps(self, steps: int) -> list[int]:
-        total = len(self._alpha)
+        total = len(self)
         if isinstance(steps, bool) or steps != int(steps) or not 1 <= steps <= total:
             raise ValueError(f"num_inference_steps is {steps}; allowed: whole numbers from 1 to {total}")
         steps = int(steps)
@@ -180,7 +286,7 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
 
     def _checked_timesteps(self, timesteps: Sequence[int]) -> list[int]:
         given = [int(t) for t in timesteps]
-        total = len(self._alpha)
+        total = len(self)
         decreasing = all(a > b for a, b in zip(given, given[1:], strict=False))
         if not given or not decreasing or any(g != t for g, t in zip(given, timesteps, strict=True)):
             raise ValueError(f"timesteps is {list(timesteps)}; allowed: strictly decreasing ints in [0, {total})")
@@ -188,30 +294,29 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
             raise ValueError(f"timesteps runs from {given[0]} to {given[-1]}; allowed: ints in [0, {total})")
         return given
 
-    def _make_transition(self, timestep: int, alpha_prev: float) -> Transition:
-        alpha = self._alpha[timestep]
-        sigma_hat = math.sqrt(1 - alpha / alpha_prev)
-        return Transition(
-            sqrt_alpha=math.sqrt(alpha),
-            sqrt_one_minus_alpha=math.sqrt(1 - alpha),
-            sqrt_alpha_prev=math.sqrt(alpha_prev),
-            one_minus_alpha_prev=1 - alpha_prev,
-            sigma=math.sqrt((1 - alpha_prev) / (1 - alpha)) * sigma_hat,  # eq. 16
-            sigma_hat=sigma_hat,
-        )
+    def _alpha_at(self, timestep: int | torch.Tensor) -> float:
+        self._follow_alphas()
+        if not 0 <= timestep < len(self):
+            raise ValueError(f"timestep is {int(timestep)}; allowed: 0 to {len(self) - 1}")
+        return self._alpha[int(timestep)]
 
     def _transition(self, timestep: int | torch.Tensor) -> Transition:
         """The transition from `timestep` to the largest scheduled timestep below it, or to the data."""
         if self.num_inference_steps is None:
             raise ValueError("the scheduler has no timesteps yet; call set_timesteps first")
-        timestep = int(timestep)
-        if timestep not in self._transitions:
-            if not 0 <= timestep < len(self._alpha):
-                raise ValueError(f"timestep is {timestep}; allowed: 0 to {len(self._alpha) - 1}")
-            below = bisect_left(self._ascending, timestep)
-            alpha_prev = self._alpha[self._ascending[below - 1]] if below else self._final_alpha
-            self._transitions[timestep] = self._make_transition(timestep, alpha_prev)
-        return self._transitions[timestep]
+        alpha, below = self._alpha_at(timestep), bisect_left(self._ascending, int(timestep))
+        alpha_prev = self._alpha[self._ascending[below - 1]] if below > 0 else float(self.final_alpha_cumprod)
+        if not (0 <= alpha <= alpha_prev <= 1 and alpha < 1 and alpha_prev > 0):
+            raise ValueError(
+                f"alphas_cumprod goes from {alpha:.3g} at timestep {int(timestep)} to {alpha_prev:.3g}, where eq. 12 "
+                "has no meaning; allowed: from 0 up to below 1, and not down"
+            )
+        return Transition(alpha, alpha_prev, onto_data=below == 0)
+
+    def _get_variance(self, timestep: int, prev_timestep: int) -> torch.Tensor:
+        """sigma squared at eta = 1, between any two timesteps; by this name other code asks diffusers' DDIM for it."""
+        alpha_prev = self._alpha_at(prev_timestep) if prev_timestep >= 0 else float(self.final_alpha_cumprod)
+        return torch.tensor(sigma_at(self._alpha_at(timestep), alpha_prev) ** 2)
 
     # Sampling
 
@@ -245,50 +350,77 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
             ValueError: no set_timesteps yet, timestep outside [0, T), eta so large that eq. 12 has no real
                 coefficient, both generator and variance_noise, or an epsilon prediction where alpha is 0.
         """
-        tau = self._transition(timestep)
-        sigma = eta * tau.sigma
-        coefficient_squared = tau.one_minus_alpha_prev - sigma * sigma
-        if eta < 0 or coefficient_squared < -1e-12:
+        # Notation (<in the code> -> <in the paper>), with tau_i the timestep:
+        # - sample, prev_sample -> x_{tau_i}, x_{tau_{i-1}}
+        # - alpha, alpha_prev -> alpha_{tau_i}, alpha_{tau_{i-1}}
+        # - epsilon -> eps_theta(x_{tau_i}), the noise that the network sees in x_{tau_i}
+        # - x0 -> f_theta(x_{tau_i}), the x_0 that it predicts so
+        # - sigma -> sigma_{tau_i}(eta), the standard deviation of the new noise
+        # - coeff -> the coefficient of the "direction pointing to x_t"
+        alpha, alpha_prev, onto_data = self._transition(timestep)
+
+        # 1. sigma = eta sqrt((1 - alpha_prev) / (1 - alpha)) sqrt(1 - alpha / alpha_prev)  (eq. 16)
+        sigma = eta * sigma_at(alpha, alpha_prev)
+
+        # 2. coeff = sqrt(1 - alpha_prev - sigma^2)  (eq. 12)
+        coeff_squared = 1 - alpha_prev - sigma**2
+        if eta < 0 or coeff_squared < -1e-12:
             raise ValueError(f"eta is {eta}; allowed: 0 (DDIM) to 1 (DDPM)")
+        coeff = math.sqrt(max(coeff_squared, 0.0))
 
-        # x_0 (eq. 9), and eps
-        x0, epsilon = self._predict(model_output, tau, sample)
+        # 3. x_0 and eps, from what the network predicts. float16 ends at 65,504, which x_t / sqrt(alpha) may exceed
+        # (sqrt(alpha) is 1 / 20,291 at the end of the cosine schedule), so that its step is computed in float32.
+        dtype = sample.dtype
+        sample = sample.float() if dtype == torch.float16 else sample
+        x0 = self._predict_x0(model_output, sample, alpha, alpha_prev)
+        epsilon = self._predict_epsilon(model_output, sample, alpha)
         x0 = self._bound(x0, may_overwrite=x0 is not model_output)
-        if use_clipped_model_output or epsilon is None:
-            source = x0 if use_clipped_model_output else model_output
-            epsilon = sample.sub(source, alpha=tau.sqrt_alpha).div_(tau.sqrt_one_minus_alpha)
+        if use_clipped_model_output:
+            epsilon = epsilon_from_x0(x0, sample, alpha)
 
-        # mean + sigma noise (eq. 12)
-        prev_sample = combine(tau.sqrt_alpha_prev, x0, math.sqrt(max(coefficient_squared, 0.0)), epsilon)
+        # 4. mean = sqrt(alpha_prev) x_0 + coeff eps  (eq. 12)
+        prev_sample = combine(math.sqrt(alpha_prev), x0, coeff, epsilon)
+
+        # 5. x_{tau_{i-1}} = mean + sigma noise  (eq. 12)
         if eta > 0:
-            # The image itself is seen without sigma_hat's noise, as in DDPM's sampler.
-            sigma_hat = tau.sigma_hat if tau.sigma > 0 else 0.0
-            scale = tau.sigma if self.config.variance == "sigma" else sigma_hat
-            prev_sample.add_(self._noise(model_output, generator, variance_noise), alpha=eta * scale)
+            if self.config.variance == "sigma_hat":
+                # sigma_hat = sqrt(1 - alpha / alpha_prev)  (section 5); the data itself is seen without it, as in DDPM
+                sigma = 0.0 if onto_data else eta * math.sqrt(1 - alpha / alpha_prev)
+            prev_sample.add_(self._noise(model_output, generator, variance_noise), alpha=sigma)
 
+        prev_sample, x0 = prev_sample.to(dtype), x0.to(dtype)
         if not return_dict:
             return prev_sample, x0
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
 
-    def _predict(
-        self, model_output: torch.Tensor, tau: Transition, sample: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x_0 before clipping and eps, from what the network predicts; eps is None where step derives it from x_0."""
+    def _predict_x0(
+        self, model_output: torch.Tensor, sample: torch.Tensor, alpha: float, alpha_prev: float
+    ) -> torch.Tensor:
+        """The x_0, not clipped yet, that the network's output means."""
         if self.config.prediction_type == "sample":
-            return model_output.to(sample.dtype), None
+            return model_output.to(sample.dtype)
         if self.config.prediction_type == "v_prediction":
-            x0 = combine(tau.sqrt_alpha, sample, -tau.sqrt_one_minus_alpha, model_output)
-            return x0, combine(tau.sqrt_one_minus_alpha, sample, tau.sqrt_alpha, model_output)
-        if tau.sqrt_alpha == 0:
+            # x_0 = sqrt(alpha) x_t - sqrt(1 - alpha) v  (Salimans and Ho 2022, appendix D)
+            return combine(math.sqrt(alpha), sample, -math.sqrt(1 - alpha), model_output)
+        if alpha == 0:
             raise ValueError(
                 "alpha is 0 at this timestep (zero terminal SNR), where eps does not determine x_0; "
                 "allowed: prediction_type 'v_prediction' or 'sample'"
             )
-        if self.config.x0_formula == "exact":
-            epsilon_coefficient = tau.sqrt_one_minus_alpha / tau.sqrt_alpha
-        else:
-            epsilon_coefficient = 1 / tau.sqrt_alpha_prev
-        return combine(1 / tau.sqrt_alpha, sample, -epsilon_coefficient, model_output), model_output
+        if self.config.x0_formula == "as_printed":
+            # x_0 = sqrt(1 / alpha) x_t - eps / sqrt(alpha_prev)  (the misprint of eq. 9)
+            return combine(1 / math.sqrt(alpha), sample, -1 / math.sqrt(alpha_prev), model_output)
+        # x_0 = sqrt(1 / alpha) x_t - sqrt(1 / alpha - 1) eps  (eq. 9)
+        return combine(1 / math.sqrt(alpha), sample, -math.sqrt(1 - alpha) / math.sqrt(alpha), model_output)
+
+    def _predict_epsilon(self, model_output: torch.Tensor, sample: torch.Tensor, alpha: float) -> torch.Tensor:
+        """The eps that the network's output means."""
+        if self.config.prediction_type == "epsilon":
+            return model_output
+        if self.config.prediction_type == "sample":
+            return epsilon_from_x0(model_output, sample, alpha)
+        # eps = sqrt(1 - alpha) x_t + sqrt(alpha) v  (Salimans and Ho 2022, appendix D)
+        return combine(math.sqrt(1 - alpha), sample, math.sqrt(alpha), model_output)
 
     def _bound(self, x0: torch.Tensor, may_overwrite: bool) -> torch.Tensor:
         if self.config.thresholding:
@@ -318,12 +450,7 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
 
         Shapes are the sample's. Raises ValueError for a timestep outside [0, T).
         """
-        tau = self._transition(timestep)
-        if self.config.prediction_type == "epsilon":
-            return model_output
-        if self.config.prediction_type == "sample":
-            return sample.sub(model_output, alpha=tau.sqrt_alpha).div_(tau.sqrt_one_minus_alpha)
-        return combine(tau.sqrt_one_minus_alpha, sample, tau.sqrt_alpha, model_output)
+        return self._predict_epsilon(model_output, sample, self._alpha_at(timestep))
 
     def invert_step(
         self,
@@ -347,24 +474,29 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: timestep outside [0, T), or a "sample" prediction at tau_1, where x_0 holds nothing of x.
         """
-        tau = self._transition(timestep)
         prediction_type = prediction_type or self.config.prediction_type
         if prediction_type not in CHOICES["prediction_type"]:
             raise ValueError(f"prediction_type is {prediction_type!r}; allowed: {CHOICES['prediction_type']}")
-        sqrt_one_minus_alpha_prev = math.sqrt(tau.one_minus_alpha_prev)
+
+        # With x for x_{tau_i}, x' for x_{tau_{i-1}}, a = sqrt(alpha) and b = sqrt(1 - alpha) at tau_i, a' and b' at
+        # tau_{i-1}:  x = a x_0 + b eps (eq. 4)  and, at eta = 0,  x' = a' x_0 + b' eps (eq. 12).
+        alpha, alpha_prev, _ = self._transition(timestep)
+        a, b = math.sqrt(alpha), math.sqrt(1 - alpha)
+        a_prev, b_prev = math.sqrt(alpha_prev), math.sqrt(1 - alpha_prev)
         if prediction_type == "epsilon":
-            scale = tau.sqrt_alpha / tau.sqrt_alpha_prev
-            output_scale = tau.sqrt_one_minus_alpha - scale * sqrt_one_minus_alpha_prev
+            # x_0 = (x' - b' eps) / a', and so  x = (a / a') x' + (b - (a / a') b') eps
+            scale = a / a_prev
+            output_scale = b - scale * b_prev
         elif prediction_type == "v_prediction":
-            scale = 1 / (tau.sqrt_alpha_prev * tau.sqrt_alpha + sqrt_one_minus_alpha_prev * tau.sqrt_one_minus_alpha)
-            output_scale = scale * (
-                tau.sqrt_alpha_prev * tau.sqrt_one_minus_alpha - sqrt_one_minus_alpha_prev * tau.sqrt_alpha
-            )
-        elif sqrt_one_minus_alpha_prev == 0:
+            # x_0 = a x - b v and eps = b x + a v make  x' = (a a' + b b') x - (b a' - a b') v
+            scale = 1 / (a * a_prev + b * b_prev)
+            output_scale = scale * (b * a_prev - a * b_prev)
+        elif b_prev == 0:
             raise ValueError("a 'sample' prediction cannot be inverted from the data; allowed: its predict_epsilon")
         else:
-            scale = tau.sqrt_one_minus_alpha / sqrt_one_minus_alpha_prev
-            output_scale = tau.sqrt_alpha - scale * tau.sqrt_alpha_prev
+            # eps = (x' - a' x_0) / b', and so  x = (b / b') x' + (a - (b / b') a') x_0
+            scale = b / b_prev
+            output_scale = a - scale * a_prev
         return combine(scale, sample, output_scale, model_output)
 
     # The forward process
@@ -374,23 +506,39 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
 
         `original_samples` and `noise` are [B, C, H, W], `timesteps` [B] or one int tensor for all, in [0, T).
         """
-        signal, sigma = self._sqrt_alphas(original_samples, timesteps)
-        return signal * original_samples + sigma * noise
+        a, b = self._sqrt_alphas(original_samples, timesteps)
+        return a * original_samples + b * noise
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Return v = sqrt(alpha_t) eps - sqrt(1 - alpha_t) x_0 (Salimans and Ho 2022); shapes as in `add_noise`."""
-        signal, sigma = self._sqrt_alphas(sample, timesteps)
-        return signal * noise - sigma * sample
+        a, b = self._sqrt_alphas(sample, timesteps)
+        return a * noise - b * sample
 
     def _sqrt_alphas(self, like: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """sqrt(alpha_t) and sqrt(1 - alpha_t), shaped to multiply `like`; each device and dtype has its own tables."""
-        key = like.device, like.dtype
-        if key not in self._sqrt_tables:
-            alpha = torch.tensor(self._alpha, dtype=torch.float64)
-            self._sqrt_tables[key] = alpha.sqrt().to(*key), (1 - alpha).sqrt().to(*key)
-        timesteps = timesteps.to(like.device)
+        self._follow_alphas()
+        device, dtype = like.device, like.dtype
+        if (device, dtype) not in self._sqrt_tables:
+            # In float64, and so on the CPU: not every device has it.
+            alpha = torch.tensor(self._alpha, dtype=torch.float64, device="cpu")
+            if not ((alpha >= 0) & (alpha <= 1)).all():
+                raise ValueError(f"alphas_cumprod goes from {alpha.max():.3g} to {alpha.min():.3g}; allowed: 0 to 1")
+            roots = alpha.sqrt(), (1 - alpha).sqrt()
+            self._sqrt_tables[device, dtype] = tuple(root.to(dtype).to(device) for root in roots)
+        timesteps = timesteps.to(device)
         shape = (-1,) + (1,) * (like.ndim - 1)
-        return tuple(table[timesteps].view(shape) for table in self._sqrt_tables[key])
+        return tuple(table[timesteps].view(shape) for table in self._sqrt_tables[device, dtype])
+
+
+def sigma_at(alpha: float, alpha_prev: float) -> float:
+    """Return sigma at eta = 1 (eq. 16), from alpha at tau_i and at tau_{i-1}."""
+    return math.sqrt((1 - alpha_prev) / (1 - alpha)) * math.sqrt(1 - alpha / alpha_prev)
+
+
+def epsilon_from_x0(x0: torch.Tensor, x: torch.Tensor, alpha: float) -> torch.Tensor:
+    """Return the eps that makes `x` of `x0`, in x's dtype, as a new tensor."""
+    # eps = (x_t - sqrt(alpha) x_0) / sqrt(1 - alpha)  (eq. 4)
+    return combine(1.0, x, -math.sqrt(alpha), x0).div_(math.sqrt(1 - alpha))
 
 
 def combine(a: float, x: torch.Tensor, b: float, y: torch.Tensor) -> torch.Tensor:
@@ -401,3 +549,21 @@ def combine(a: float, x: torch.Tensor, b: float, y: torch.Tensor) -> torch.Tenso
     # An outer product with [1] reads and writes each element once, where scaling and adding take two passes.
     one = x.new_ones(1)
     return torch.addr(x.view(1, -1), one, y.view(-1), beta=a, alpha=b).view(x.shape)
+
+
+def _keys_left_out(config: dict[str, Any]) -> dict[str, Any]:
+    """The keys of betas and prediction type that diffusers' from_config would set to our class's defaults, since they
+    stand at the defaults of the class that the config is of."""
+    ours = inspect.signature(DDIMSchedulerCustom).parameters
+    left = [key for key in config.get("_use_default_values", []) if key in (*BETA_KEYS, "prediction_type")]
+    return {key: config[key] for key in left if not np.array_equal(config[key], ours[key].default)}
+
+
+def _not_a_ddim(scheduler: str, reason: str) -> ValueError:
+    allowed = "betas at whole timesteps, and a prediction of eps, x_0 or v"
+    return ValueError(f"{scheduler} cannot become a DDIM: {reason}; allowed: {allowed}")
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    """A number that changes with every change in place; tensors made in inference mode have none."""
+    return None if tensor.is_inference() else tensor._version

@@ -118,19 +118,6 @@ def test_stock_takes_wrong_transitions(spacing, wrong, unfinished):
     assert (off, short) == (wrong, unfinished)
 
 
-def test_quadratic_timesteps_are_the_papers():
-    """Quadratic tau_i is floor(c i^2) up to 0.8 T, whatever the spacing, and has S different timesteps for all S."""
-    scheduler = DDIMSchedulerCustom(skip_type="quad", timestep_spacing="trailing")
-    for steps in (2, 10, 20, 28):
-        scheduler.set_timesteps(steps)
-        assert scheduler.timesteps.tolist()[::-1] == [math.floor(800 * i**2 / (steps - 1) ** 2) for i in range(steps)]
-    for steps in range(1, T + 1):
-        scheduler.set_timesteps(steps)
-        tau = scheduler.timesteps.numpy()
-        assert len(tau) == steps and (np.diff(tau) < 0).all() and 0 <= tau[-1] and tau[0] < T
-        assert tau[0] == max(800, steps - 1)
-
-
 @pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
 def test_explicit_timesteps_are_the_schedule(kind):
     """Explicit timesteps are taken as they are, and each step goes to the next of them."""
@@ -202,6 +189,7 @@ CONFIGS = [
     dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, set_alpha_to_one=False),
     dict(beta_schedule="squaredcos_cap_v2"),
     dict(trained_betas=np.linspace(0.001, 0.03, 60).tolist(), num_train_timesteps=60),
+    dict(beta_start=0.001, beta_end=0.08),
     dict(thresholding=True, sample_max_value=1.5, dynamic_thresholding_ratio=0.9),
     dict(thresholding=True),
     dict(prediction_type="sample"),
@@ -285,6 +273,17 @@ def test_sigma_hat_is_ddpms_larger_variance():
         assert error(got, mean + sigma_hat * noise.double().numpy()) < 2e-5
 
 
+def test_sigma_hat_leaves_the_data_alone_whatever_its_alpha():
+    """With set_alpha_to_one=False too, sigma_hat adds no noise in the step onto tau_0, and adds it in all others."""
+    config = dict(clip_sample=False, set_alpha_to_one=False, timestep_spacing="trailing", variance="sigma_hat")
+    scheduler = DDIMSchedulerCustom(**config)
+    scheduler.set_timesteps(10)
+    x, output, noise = draw(1, 1, 2, 2), draw(1, 1, 2, 2, seed=1), draw(1, 1, 2, 2, seed=2)
+    for t in scheduler.timesteps.tolist():
+        quiet, noisy = (scheduler.step(output, t, x, 1.0, variance_noise=n).prev_sample for n in (0 * noise, noise))
+        assert torch.equal(quiet, noisy) == (t == 99)
+
+
 def test_eta_0_draws_no_noise():
     """At eta 0 neither the given generator nor the global one moves; at eta 1 the given one does, the global not."""
     scheduler = DDIMSchedulerCustom()
@@ -318,3 +317,102 @@ def test_invert_step_inverts_step(prediction_type, final):
                 scheduler.invert_step(output, t, following)
         else:
             assert error(scheduler.invert_step(output, t, following), x) < 5e-4  # v's inverse is ill-conditioned
+
+
+def test_variance_is_stocks():
+    """_get_variance, which trainers ask diffusers' DDIM for, is stock's between any two timesteps."""
+    for config in (dict(), dict(set_alpha_to_one=False, beta_schedule="squaredcos_cap_v2")):
+        ours, stock = DDIMSchedulerCustom(**config), DDIMScheduler(**config)
+        for t, prev in ((0, -1), (999, 998), (980, 960), (420, 400), (99, -1), (10, 10)):
+            wanted = stock._get_variance(t, prev)
+            torch.testing.assert_close(ours._get_variance(t, prev), wanted, rtol=1e-3, atol=1e-7)
+
+
+# The end of the cosine schedule in float16
+
+
+@pytest.mark.parametrize("clip_sample", [True, False])
+@pytest.mark.parametrize("variance_noise", [0.0, 1.0])
+def test_float16_reaches_the_end_of_the_cosine_schedule(clip_sample, variance_noise):
+    """At t = T - 1, where 1 / sqrt(alpha) is 20,291, a float16 step is float64's to float16's precision, with clipping
+    and without; float16 ends at 65,504, and an x_0 beyond it does not reach x at tau_{i-1}."""
+    scheduler = DDIMSchedulerCustom(beta_schedule="squaredcos_cap_v2", clip_sample=clip_sample)
+    scheduler.set_timesteps(timesteps=[999, 500])
+    x, output, noise = (draw(4, 3, 8, 8, seed=seed).half() for seed in range(3))
+    x[0, 0, 0, 0], output[0, 0, 0, 0] = 4.0, -1.0
+    eta = float(variance_noise > 0)
+    got = scheduler.step(output, 999, x, eta, variance_noise=noise)
+    wanted = scheduler.step(output.double(), 999, x.double(), eta, variance_noise=noise.double())
+    assert got.prev_sample.dtype == got.pred_original_sample.dtype == torch.float16
+    assert got.prev_sample.isfinite().all() == (wanted.prev_sample.abs() < 65504).all()
+    inside = wanted.prev_sample.abs() < 65504
+    assert error(got.prev_sample[inside].double(), wanted.prev_sample[inside]) < 1e-3
+    if clip_sample:
+        assert error(got.pred_original_sample.double(), wanted.pred_original_sample) < 1e-3
+
+
+# A schedule that is patched
+
+
+def tamed(alphas_cumprod):
+    """Another schedule on the same timesteps, as trainers patch one for zero terminal SNR."""
+    root = alphas_cumprod.sqrt()
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+
+
+def patch(scheduler, how):
+    if how == "assigned":
+        scheduler.alphas_cumprod = tamed(scheduler.alphas_cumprod)
+    elif how == "changed in place":
+        scheduler.alphas_cumprod.copy_(tamed(scheduler.alphas_cumprod))
+    else:
+        scheduler.betas = torch.cat([scheduler.betas[:1], scheduler.betas[1:] * 1.01])
+        scheduler.alphas = 1 - scheduler.betas
+        scheduler.alphas_cumprod = torch.cumprod(scheduler.alphas, dim=0)
+
+
+@pytest.mark.parametrize("used_before", [False, True])
+@pytest.mark.parametrize("final", [True, False])
+@pytest.mark.parametrize("how", ["assigned", "changed in place", "by its betas"])
+def test_a_patched_schedule_is_followed(how, final, used_before, tmp_path):
+    """After alphas_cumprod is patched, each method computes with it as stock's do; betas and alphas follow, and so do
+    copies made from the config, in memory or on disk."""
+    config = dict(clip_sample=False, set_alpha_to_one=final, prediction_type="v_prediction")
+    ours, stock = DDIMSchedulerCustom(**config), DDIMScheduler(**config)
+    x, output, t = draw(2, 1, 2, 2), draw(2, 1, 2, 2, seed=1), torch.tensor([999, 400])
+    for scheduler in (ours, stock):
+        scheduler.set_timesteps(10)
+        if used_before:
+            scheduler.add_noise(x, output, t)
+            scheduler.step(output, 900, x)
+        patch(scheduler, how)
+    if not final:
+        stock.final_alpha_cumprod = stock.alphas_cumprod[0]
+    for time in (900, 500, 0):
+        assert error(ours.step(output, time, x).prev_sample, stock.step(output, time, x).prev_sample) < 1e-5
+    for name in ("add_noise", "get_velocity"):
+        assert error(getattr(ours, name)(x, output, t), getattr(stock, name)(x, output, t)) < 1e-5
+    assert error(torch.cumprod(1 - ours.betas.double(), 0), stock.alphas_cumprod) < 1e-6
+    assert torch.equal(ours.alphas, 1 - ours.betas) and ours.final_alpha_cumprod == (final or ours.alphas_cumprod[0])
+    ours.save_pretrained(tmp_path)
+    for copy in (DDIMSchedulerCustom.from_config(ours.config), DDIMSchedulerCustom.from_pretrained(tmp_path)):
+        assert error(copy.alphas_cumprod, stock.alphas_cumprod) < 1e-5
+
+
+def test_a_moved_schedule_is_the_same():
+    """Assigning the same values, as trainers do that move the table to a device, leaves the config as it was."""
+    scheduler = DDIMSchedulerCustom()
+    config = dict(scheduler.config)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.clone()
+    assert dict(scheduler.config) == config and scheduler.config.trained_betas is None
+
+
+def test_the_number_of_trained_betas_is_the_diffusions_length():
+    """trained_betas of another length than num_train_timesteps set T everywhere: len, timesteps, config and copies."""
+    scheduler = DDIMSchedulerCustom(trained_betas=np.linspace(0.01, 0.2, 25))
+    for ours in (scheduler, DDIMSchedulerCustom.from_config(scheduler.config)):
+        ours.set_timesteps(25)
+        assert len(ours) == ours.config.num_train_timesteps == 25
+        assert ours.timesteps.tolist() == list(range(24, -1, -1))
+        with pytest.raises(ValueError, match="num_inference_steps is 26; allowed: whole numbers from 1 to 25"):
+            ours.set_timesteps(26)

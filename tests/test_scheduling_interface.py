@@ -128,21 +128,100 @@ def test_list_of_generators_draws_each_images_noise():
 # Among diffusers' schedulers
 
 
+def scheduler_classes():
+    """Every scheduler class that diffusers exports, by name."""
+    return [name for name in sorted(dir(diffusers)) if name.endswith("Scheduler") and hasattr(diffusers, name)]
+
+
+def build(name, **keys):
+    """A scheduler of diffusers', at its defaults but for those of `keys` that it has."""
+    scheduler_class = getattr(diffusers, name)
+    try:
+        known = inspect.signature(scheduler_class).parameters
+        return scheduler_class(**{key: value for key, value in keys.items() if key in known})
+    except (ImportError, TypeError) as refusal:  # a library that is not there, or arguments without a default
+        pytest.skip(str(refusal).strip())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of the other schedulers
+@pytest.mark.parametrize("name", scheduler_classes())
+@pytest.mark.parametrize("keys", [dict(), dict(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")])
+def test_recasting_keeps_the_process(name, keys, tmp_path):
+    """Each scheduler that diffusers exports becomes a DDIM of the same betas and prediction type, as an object and
+    from a saved folder, or is refused because its process has none."""
+    try:
+        other = build(name, **keys)
+    except NotImplementedError:
+        pytest.skip(f"{name} has no cosine schedule")
+    other.save_pretrained(tmp_path)
+    for recast in (
+        lambda: DDIMSchedulerCustom.from_scheduler(other),
+        lambda: DDIMSchedulerCustom.from_pretrained(tmp_path),
+    ):
+        if "alphas_cumprod" not in vars(other):
+            with pytest.raises(ValueError, match=f"{name} cannot become a DDIM: its process has no betas; allowed"):
+                recast()
+            continue
+        ours = recast()
+        assert ours.alphas_cumprod.numpy() == pytest.approx(other.alphas_cumprod.numpy(), rel=1e-5)
+        assert ours.config.prediction_type == other.config.get("prediction_type", "epsilon")
+        again = DDIMSchedulerCustom.from_config(ours.config)
+        assert torch.equal(again.alphas_cumprod, ours.alphas_cumprod)
+
+
+@pytest.mark.parametrize("schedule", ["sigmoid", "laplace"])
+def test_betas_that_no_key_names_are_kept(schedule, tmp_path):
+    """Sigmoid and Laplace betas come along, into a saved folder too, from which stock DDIM reads the same ones."""
+    source = diffusers.DDPMScheduler(beta_schedule=schedule)
+    ours = DDIMSchedulerCustom.from_scheduler(source)
+    ours.save_pretrained(tmp_path)
+    for scheduler in (ours, DDIMSchedulerCustom.from_pretrained(tmp_path), DDIMScheduler.from_pretrained(tmp_path)):
+        assert scheduler.alphas_cumprod.numpy() == pytest.approx(source.alphas_cumprod.numpy(), rel=1e-5)
+
+
+def test_recasting_takes_positional_and_patched_betas():
+    """Betas given by position, which diffusers files under the defaults, and betas patched later come along."""
+    positional = diffusers.HeunDiscreteScheduler(500, 0.001, 0.03)
+    patched = DDIMScheduler()
+    patched.alphas_cumprod = patched.alphas_cumprod**0.5
+    for source in (positional, patched):
+        ours = DDIMSchedulerCustom.from_scheduler(source, skip_type="quad")
+        assert ours.alphas_cumprod.numpy() == pytest.approx(source.alphas_cumprod.numpy(), rel=1e-5)
+        assert ours.config.skip_type == "quad"
+    assert len(DDIMSchedulerCustom.from_scheduler(positional, num_train_timesteps=70)) == 70
+
+
+@pytest.mark.parametrize(
+    "name, keys, reason",
+    [
+        ("UniPCMultistepScheduler", dict(use_flow_sigmas=True), "use_flow_sigmas makes its process flow matching"),
+        ("UniPCMultistepScheduler", dict(prediction_type="flow_prediction"), "prediction_type is 'flow_prediction'"),
+        ("EulerDiscreteScheduler", dict(timestep_type="continuous"), "its network takes noise levels"),
+    ],
+)
+def test_recasting_refuses_other_processes(name, keys, reason):
+    """A scheduler that has betas but does not use them, or whose network takes or gives something else, is refused."""
+    with pytest.raises(ValueError, match=f"{name} cannot become a DDIM: .*{reason}.*; allowed: betas"):
+        DDIMSchedulerCustom.from_scheduler(build(name, **keys))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the other schedulers
 @pytest.mark.parametrize("name", DDIMSchedulerCustom._compatibles)
 def test_configs_go_both_ways(name, diffusers_log):
-    """from_config takes another scheduler's config as stock DDIM does, and gives back each key that both have."""
-    other_class = getattr(diffusers, name)
+    """from_config takes another scheduler's config as stock DDIM does, but with that scheduler's betas, and gives back
+    each key that both have; one without betas is refused."""
     keys = dict(num_train_timesteps=900, beta_start=0.002, prediction_type="v_prediction", steps_offset=1)
-    try:
-        other = other_class(**{key: keys[key] for key in keys if key in inspect.signature(other_class).parameters})
-    except ImportError as missing:
-        pytest.skip(str(missing).strip())
+    other = build(name, **keys)
+    if "beta_schedule" not in other.config:
+        with pytest.raises(ValueError, match="cannot become a DDIM: its process has no betas"):
+            DDIMSchedulerCustom.from_config(other.config)
+        return
     ours, stock = DDIMSchedulerCustom.from_config(other.config), DDIMScheduler.from_config(other.config)
-    parameters = inspect.signature(DDIMScheduler).parameters
+    parameters = inspect.signature(DDIMScheduler).parameters.keys() - {"beta_end", "beta_schedule"}
     assert {key: ours.config[key] for key in parameters} == {key: stock.config[key] for key in parameters}
-    back = other_class.from_config(ours.config)
-    for key in keys.keys() & inspect.signature(other_class).parameters.keys():
+    assert torch.allclose(ours.alphas_cumprod, other.alphas_cumprod, rtol=1e-5, atol=0)
+    back = type(other).from_config(ours.config)
+    for key in keys.keys() & inspect.signature(type(other)).parameters.keys():
         assert ours.config[key] == back.config[key] == keys[key]
     assert "were passed to" not in diffusers_log.text
 
@@ -191,14 +270,12 @@ BAD_CONFIGS = [
     (dict(x0_formula="other"), "x0_formula is 'other'"),
     (dict(variance="large"), "variance is 'large'"),
     (dict(num_train_timesteps=0), "num_train_timesteps is 0; allowed"),
-    (dict(trained_betas=[0.1, 0.2]), r"trained_betas has shape \(2,\)"),
-    (dict(trained_betas=[0.1, 1.2], num_train_timesteps=2), "from 0.1.* to 1.2"),
-    (dict(trained_betas=[0.1, 1.0, 0.1], num_train_timesteps=3), "betas from 0.1 to 1"),
-    (dict(beta_start=0.0), "betas from 0 to 0.02"),
-    (dict(beta_start=1e-9), "betas from 1e-09"),
+    (dict(trained_betas=[]), r"trained_betas has shape \(0,\)"),
+    (dict(trained_betas=[[0.1, 0.2]]), r"trained_betas has shape \(1, 2\)"),
+    (dict(trained_betas=[0.1, float("nan")]), "betas from nan to nan"),
+    (dict(trained_betas=[0.1, float("inf")]), "betas from 0.1 to inf"),
     (dict(beta_start=-0.1), "betas from -0.1"),
-    (dict(beta_end=1.5), "betas from 0.0001 to 1.5"),
-    (dict(num_train_timesteps=20_000), "allowed: 0 at the last timestep only"),
+    (dict(beta_start=-0.1, beta_schedule="scaled_linear"), "betas from nan"),
 ]
 
 
@@ -208,6 +285,37 @@ def test_config_outside_its_range_is_refused(config, message):
     with pytest.raises(ValueError, match=message) as raised:
         DDIMSchedulerCustom(**config)
     assert "allowed" in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "config, t, given",
+    [
+        (dict(beta_start=0.0), 0, "from 1 at timestep 0 to 1"),
+        (dict(beta_start=1e-9), 0, "from 1 at timestep 0 to 1"),
+        (dict(beta_start=0.01, beta_end=0.2), 980, "from 0 at timestep 980 to 0"),
+        (dict(trained_betas=[0.1, 1.2]), 1, "from -0.18 at timestep 1 to 0.9"),
+        (dict(trained_betas=[0.1, 1.0, 0.1]), 2, "from 0 at timestep 2 to 0"),
+        (dict(num_train_timesteps=20_000), 19_600, "from 0 at timestep 19600 to 0"),
+    ],
+)
+def test_a_step_without_a_meaning_is_refused(config, t, given):
+    """Betas that divide by zero somewhere leave all other steps as they are; the one that would divide is refused in
+    one line, and so is a step in which alpha falls."""
+    scheduler = DDIMSchedulerCustom(prediction_type="v_prediction", clip_sample=False, **config)
+    scheduler.set_timesteps(min(50, len(scheduler)))
+    x = draw(1, 1, 2, 2)
+    with pytest.raises(ValueError, match=f"alphas_cumprod goes {given}, where .*; allowed: from 0") as raised:
+        scheduler.step(x, t, x)
+    assert "\n" not in str(raised.value)
+    other = 0 if t else 20
+    assert scheduler.step(x, other, x).prev_sample.isfinite().all()
+
+
+def test_noise_is_not_added_with_betas_above_1():
+    """add_noise refuses alphas outside [0, 1], where stock returns NaN."""
+    x = draw(1, 1, 2, 2)
+    with pytest.raises(ValueError, match="alphas_cumprod goes from 0.9 to -0.18; allowed: 0 to 1"):
+        DDIMSchedulerCustom(trained_betas=[0.1, 1.2]).add_noise(x, x, torch.tensor([1]))
 
 
 BAD_TIMESTEPS = [

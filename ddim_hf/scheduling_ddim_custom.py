@@ -168,7 +168,8 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
                 models), or its network's prediction is of another kind than eps, x_0 and v.
         """
         changes = {**cls._process_of(scheduler, scheduler.config, changes), **changes}
-        return super().from_config(scheduler.config, **changes)
+        # With the class's name diffusers drops the keys that are that class's own without a word.
+        return super().from_config({**scheduler.config, "_class_name": type(scheduler).__name__}, **changes)
 
     @classmethod
     def _process_of(cls, scheduler: SchedulerMixin, config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

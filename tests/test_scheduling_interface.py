@@ -146,9 +146,9 @@ def build(name, **keys):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of the other schedulers
 @pytest.mark.parametrize("name", scheduler_classes())
 @pytest.mark.parametrize("keys", [dict(), dict(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")])
-def test_recasting_keeps_the_process(name, keys, tmp_path):
+def test_recasting_keeps_the_process(name, keys, tmp_path, diffusers_log):
     """Each scheduler that diffusers exports becomes a DDIM of the same betas and prediction type, as an object and
-    from a saved folder, or is refused because its process has none."""
+    from a saved folder, without a warning, or is refused because its process has none."""
     try:
         other = build(name, **keys)
     except NotImplementedError:
@@ -165,6 +165,7 @@ def test_recasting_keeps_the_process(name, keys, tmp_path):
         ours = recast()
         assert ours.alphas_cumprod.numpy() == pytest.approx(other.alphas_cumprod.numpy(), rel=1e-5)
         assert ours.config.prediction_type == other.config.get("prediction_type", "epsilon")
+        assert "were passed to" not in diffusers_log.text
         again = DDIMSchedulerCustom.from_config(ours.config)
         assert torch.equal(again.alphas_cumprod, ours.alphas_cumprod)
 

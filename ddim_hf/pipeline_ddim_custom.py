@@ -290,7 +290,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
         *,
         timesteps: Sequence[int] | None = None,
         input_type: str = "image",
-        tolerance: float = 1e-5,
+        tolerance: float | None = None,
         max_iterations: int = 100,
         max_batch_size: int | None = None,
         return_trajectory: bool = False,
@@ -305,7 +305,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
                 same schedule (eta 0, clip_sample=False) returns the images to float precision.
             timesteps: tau itself instead of num_inference_steps.
             input_type: "image", or "latent" for states x_0 as the network sees them (tensor, any range).
-            tolerance: a step has converged when no value changes by more (states have unit scale).
+            tolerance: a step has converged when no value changes by more (states have unit scale); None takes what
+                the network's dtype can resolve: 1e-5, float16's 0.004 or bfloat16's 0.03.
             max_iterations: iterations of a step after which it warns and keeps its best iterate.
             max_batch_size: pass at most so many images through the network at once.
             return_trajectory: return all states too.
@@ -339,7 +340,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
             raise ValueError(f"encoding with {type(self.scheduler).__name__}; allowed: DDIMSchedulerCustom")
         if self.scheduler.config.x0_formula != "exact":
             raise ValueError("encoding with x0_formula 'as_printed'; allowed: 'exact'")
-        if not tolerance > 0:
+        if tolerance is not None and not tolerance > 0:
             raise ValueError(f"tolerance is {tolerance}; allowed: above 0")
         check_whole_numbers(max_iterations=max_iterations)
         if max_batch_size is not None:
@@ -354,7 +355,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
         output_type: str | None = "pil",
         timesteps: Sequence[int] | None = None,
         input_type: str = "image",
-        tolerance: float = 1e-5,
+        tolerance: float | None = None,
         max_iterations: int = 100,
         max_batch_size: int | None = None,
     ) -> DDIMReconstructionOutput:

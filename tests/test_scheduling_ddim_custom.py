@@ -189,7 +189,6 @@ CONFIGS = [
     dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, set_alpha_to_one=False),
     dict(beta_schedule="squaredcos_cap_v2"),
     dict(trained_betas=np.linspace(0.001, 0.03, 60).tolist(), num_train_timesteps=60),
-    dict(beta_start=0.001, beta_end=0.08),
     dict(thresholding=True, sample_max_value=1.5, dynamic_thresholding_ratio=0.9),
     dict(thresholding=True),
     dict(prediction_type="sample"),

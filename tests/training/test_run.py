@@ -315,6 +315,25 @@ def test_a_checkpoint_loads_like_a_model(models, finished, tmp_path):
     assert difference(weights(tuned), weights(last)) < 1e-6
 
 
+@pytest.mark.parametrize(
+    "script, words, left",
+    [
+        ("sample.py", "--num_images 2 --num_inference_steps 2 --output_dir OUT", "images/000001.png"),
+        (
+            "evaluate.py",
+            "--reference digits --no_distance --denoising_loss --data_images 4 --output OUT/results.json",
+            "results.json",
+        ),
+    ],
+)
+def test_the_scripts_take_a_checkpoint(finished, tmp_path, monkeypatch, script, words, left):
+    """sample.py and evaluate.py run on a checkpoint of a run, as on the run's own folder."""
+    words = words.replace("OUT", str(tmp_path)).split()
+    monkeypatch.setattr("sys.argv", [script, str(finished / "checkpoint-6"), *words])
+    runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
+    assert (tmp_path / left).is_file()
+
+
 def test_an_old_checkpoint_resumes(models, finished, tmp_path):
     """A checkpoint whose averages lie in a file of their own, as earlier versions wrote it, ends in the same run."""
     folder = continued(finished, tmp_path / "run")

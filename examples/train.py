@@ -1,4 +1,4 @@
-"""Train a DDIM model: accelerate launch examples/train.py --recipe digits --output_dir outputs/digits"""
+"""Train a DDIM model: python examples/train.py --dataset_name path/to/images --output_dir outputs/mine"""
 
 import sys
 from typing import NoReturn

@@ -197,7 +197,7 @@ def test_make_cifar10_trains_ten_million_images(tmp_path):
     done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     assert '"mixed_precision": "bf16"' in done.stdout and '"compile": true' in done.stdout
-    assert "steps: 20,000 of 512 images" in done.stdout
+    assert "20,000 steps of 512 images" in done.stdout
     assert words[-2:] == ["--minutes", "9"]
 
 

@@ -6,7 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class ImageDescription:
 
     `kind` says where they come from, `modes` are Pillow's, the most frequent first, and `smallest` and `largest` the
     least and greatest (width, height) that occur: both of the `looked_at` images alone, which lie evenly over the set
-    (of tables, at its beginning).
+    (of tables, at its beginning). `num_folders` is the number of folders that hold the image files, 0 for other kinds.
     """
 
     name: str
@@ -40,6 +40,7 @@ class ImageDescription:
     smallest: tuple[int, int] | None
     largest: tuple[int, int] | None
     looked_at: int
+    num_folders: int = 0
 
     @property
     def channels(self) -> int | None:
@@ -89,7 +90,8 @@ def describe_images(
 def describe_source(kind: str, name: str, split: str | None, source: Source) -> ImageDescription:
     """Say what an open source holds, from the headers of images that lie evenly over it."""
     numbers = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).round().astype(int)).tolist()
-    return _describe(kind, name, split, len(source), _opened(source.read(numbers)))
+    described = _describe(kind, name, split, len(source), _opened(source.read(numbers)))
+    return replace(described, num_folders=len({path.parent for path in getattr(source, "paths", ())}))
 
 
 def _describe(

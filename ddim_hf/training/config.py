@@ -33,10 +33,26 @@ _DIGITS = dict(
     feature_extractor="none",
     samplers="50:0.0:500:64",
 )
+# One's own images: a small network, and as many steps as the images call for.
+_IMAGES = dict(
+    random_flip=False,
+    lr_scheduler="cosine",
+    lr_warmup_steps=100,
+    ema_decay="0.995",
+    validation_split="none",
+    feature_extractor="none",
+    samplers="50:0.0:1000:64",
+    batch_size=32,
+    max_train_steps=100_000,
+    num_train_epochs=200,
+)
 
 # fmt: off
 RECIPES: dict[str, dict[str, Any]] = {
     "digits":       dict(resolution=8,   batch_size=64,  learning_rate=1e-3, max_train_steps=1_200,   **_DIGITS),
+    "images-32":    dict(resolution=32,  learning_rate=1e-3, **_IMAGES),
+    "images-64":    dict(resolution=64,  learning_rate=5e-4, **_IMAGES),
+    "images-128":   dict(resolution=128, learning_rate=3e-4, **_IMAGES),
     "cifar10-64":   dict(resolution=32,  batch_size=128, learning_rate=2e-4, max_train_steps=800_000, **_CIFAR10),
     "cifar10-128":  dict(resolution=32,  batch_size=128, learning_rate=2e-4, max_train_steps=800_000, **_CIFAR10),
     "celebahq-256": dict(resolution=256, batch_size=64,  learning_rate=2e-5, max_train_steps=500_000, **_CELEBAHQ),
@@ -46,8 +62,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 # Settings that a resumed run may change: they say where, how long and how watched a run is, not what it computes, or
 # what they lead to is compared itself (images, network, noise schedule).
 FREE_ON_RESUME = frozenset(
-    "output_dir max_train_steps cache_dir refresh_cache dataset_name dataset_config_name dataset_revision "
-    "image_column gradient_accumulation_steps logger logging_steps "
+    "output_dir max_train_steps num_train_epochs cache_dir refresh_cache dataset_name dataset_config_name "
+    "dataset_revision image_column gradient_accumulation_steps logger logging_steps "
     "checkpointing_steps checkpoints_total_limit resume_from_checkpoint samplers feature_extractor inception_weights "
     "eval_batch_size validation_split validation_steps validation_images dry_run push_to_hub hub_model_id "
     "hub_private hub_license recipe network pretrained dropout grey skip_broken prediction_type beta_schedule".split()
@@ -86,7 +102,10 @@ class TrainingConfig:
         ValueError: a value outside what its help text says.
     """
 
-    recipe: str = setting(f"the row of defaults: {', '.join(RECIPES)}", "digits")
+    recipe: str | None = setting(
+        f"the row of defaults: {', '.join(RECIPES)}; if not given, digits, or for your own images one of "
+        "images-32, -64 and -128 by the resolution"
+    )
     output_dir: str = setting("where the run's folder is made", "outputs/train")
 
     network: str | None = setting(f"the U-Net, that of the recipe's name if not given: {', '.join(UNET_CONFIGS)}")
@@ -105,6 +124,7 @@ class TrainingConfig:
     random_flip: bool | None = setting("mirror each image with probability 1/2", **SWITCH)
 
     max_train_steps: int | None = setting("optimizer steps in all")
+    num_train_epochs: int | None = setting("passes over all images; with max_train_steps what ends first counts")
     batch_size: int | None = setting("images of one optimizer step, over all processes and accumulation passes")
     gradient_accumulation_steps: int = setting("passes in which a process works off its share of a step", 1)
     learning_rate: float | None = setting("peak learning rate of AdamW")
@@ -143,12 +163,19 @@ class TrainingConfig:
     dry_run: bool = setting("print the resolved settings, sizes and memory, and stop", False)
 
     def __post_init__(self):
+        if self.recipe is None:
+            self.recipe = self._own_recipe()
         _allow("recipe", self.recipe, RECIPES)
-        own_images = self.dataset_name not in (None, RECIPES[self.recipe]["dataset_name"])
+        recipe = RECIPES[self.recipe]
+        if self.dataset_name is None and "dataset_name" not in recipe:
+            raise ValueError(f"recipe is {self.recipe} and has no images; allowed: with --dataset_name")
+        own_images = self.dataset_name not in (None, recipe.get("dataset_name"))
         if own_images and self.validation_split is None:
             self.validation_split = "none"
         self._refuse_what_has_no_effect()
-        defaults = dict(RECIPES[self.recipe])
+        defaults = dict(recipe)
+        if self.max_train_steps is not None or self.num_train_epochs is not None:
+            defaults |= dict(max_train_steps=None, num_train_epochs=None)
         if self.pretrained is None:
             defaults["network"] = self.recipe
         if self.validation_split != "none":
@@ -163,8 +190,8 @@ class TrainingConfig:
         _allow("beta_schedule", self.beta_schedule, (None, "linear", "scaled_linear", "squaredcos_cap_v2"))
         _allow("logger", self.logger, ("tensorboard", "wandb", "none"))
         for name in (
-            "resolution max_train_steps batch_size gradient_accumulation_steps eval_batch_size validation_steps "
-            "validation_images logging_steps checkpointing_steps checkpoints_total_limit"
+            "resolution max_train_steps num_train_epochs batch_size gradient_accumulation_steps eval_batch_size "
+            "validation_steps validation_images logging_steps checkpointing_steps checkpoints_total_limit"
         ).split():
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: whole numbers from 1")
@@ -192,6 +219,13 @@ class TrainingConfig:
         self.ema_decays()
         self.sampler_settings()
 
+    def _own_recipe(self) -> str:
+        """The recipe where none is given: that of the digits, or the largest for one's own images that fits them."""
+        if self.dataset_name in (None, RECIPES["digits"]["dataset_name"]):
+            return "digits"
+        fitting = [size for size in (64, 128) if self.resolution is not None and self.resolution >= size]
+        return f"images-{max(fitting, default=32)}"
+
     def _refuse_what_has_no_effect(self):
         """Raise ValueError for a setting that was given and that another one makes void."""
         extractor = self.feature_extractor or RECIPES[self.recipe]["feature_extractor"]
@@ -206,6 +240,13 @@ class TrainingConfig:
         for name, (is_void, other) in void.items():
             if is_void and getattr(self, name) is not None and getattr(self, name) is not False:
                 raise ValueError(f"{name} is given with {other}; allowed: one of them")
+
+    def steps_for(self, num_images: int) -> int:
+        """The optimizer steps with so many images: by the epochs or max_train_steps, what ends first."""
+        if self.num_train_epochs is None:
+            return self.max_train_steps
+        by_epochs = math.ceil(self.num_train_epochs * num_images / self.batch_size)
+        return min(by_epochs, self.max_train_steps or by_epochs)
 
     def ema_decays(self) -> list[float]:
         """The decays of the averaged weights, the first being the result's; empty for none."""

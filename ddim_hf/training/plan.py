@@ -1,19 +1,20 @@
 """What --dry_run tells of a run, from the descriptions of its network and its images alone."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from accelerate import Accelerator
 
 from .config import TrainingConfig
 from .memory import step_memory
+from .outlook import estimate_time, summarize
 from .setup import check_samplers, describe_model, describe_split
 
 
 def describe_plan(config: TrainingConfig, accelerator: Accelerator) -> str:
-    """Return the settings, the network's size, the memory of a step, the images and the steps.
+    """Return what the run understood, its settings, the network's size, the memory of a step, and steps and time.
 
-    Nothing is written, and no image and no weight is loaded.
+    Nothing is written, and no image and no weight is loaded. The time is that of a trial with random weights.
 
     Raises:
         ValueError, OSError: what the run itself would say of its settings, its network or its images.
@@ -32,18 +33,22 @@ def describe_plan(config: TrainingConfig, accelerator: Accelerator) -> str:
         num_averages=len(config.ema_decays()),
         num_processes=accelerator.num_processes,
     )
-    steps = f"steps: {config.max_train_steps:,} of {config.batch_size} images"
+    summary = summarize(config, unet, images)
     if images.num_images is not None:
-        steps += f" ({config.max_train_steps * config.batch_size / images.num_images:,.1f} epochs)"
+        config = replace(config, max_train_steps=config.steps_for(images.num_images))
+    time = "time: unknown, as the number of images is"
+    if config.num_train_epochs is None or images.num_images is not None:
+        time = estimate_time(config, unet, accelerator.device, accelerator.num_processes, config.max_train_steps)
     return "\n".join(
         [
+            *summary,
             json.dumps(asdict(config), indent=2),
             f"parameters: {count:,}",
             f"memory of a step: about {memory.peak / 2**20:,.0f} MiB a process",
             f"  of it weights, moments and averages {memory.lasting / 2**20:,.1f} MiB",
             f"  of it gradients and activations {memory.passing / 2**20:,.1f} MiB",
             f"images: {images}; each to {config.resolution} x {config.resolution}",
-            steps,
+            time,
             f"processes: {accelerator.num_processes} on {accelerator.device}",
         ]
     )

@@ -8,7 +8,7 @@ process).
 import json
 import math
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from .checkpoints import TrainingState, find_checkpoint, list_checkpoints, set_a
 from .config import TrainingConfig
 from .ema import Averages
 from .log import Window, log_line, trim_log
+from .outlook import Pace, summarize
 from .plan import describe_plan
 from .result import publish, save_model
 from .samplers import Samplers
@@ -90,7 +91,7 @@ class TrainingRun:
     def __init__(self, config: TrainingConfig):
         # How it was launched
         self.accelerator = build_accelerator(config)
-        self.config = config = with_precision(config, self.accelerator)
+        config = with_precision(config, self.accelerator)
         self.folder = Path(config.output_dir)
         self.device = self.accelerator.device
         self.stop = StopRequest(self.accelerator)
@@ -100,10 +101,12 @@ class TrainingRun:
         self.unet, self.scheduler = build_model(config)
         check_samplers(config, self.scheduler)
         channels = self.unet.config.in_channels
-        self.images = load_split(config, config.split, channels, self.accelerator)
+        self.images, described = load_split(config, config.split, channels, self.accelerator)
+        self.accelerator.print(*summarize(config, self.unet, described), sep="\n", flush=True)
+        self.config = config = replace(config, max_train_steps=config.steps_for(len(self.images)))
         self.held_out = None
         if config.validation_split != "none":
-            self.held_out = load_split(config, config.validation_split, channels, self.accelerator)
+            self.held_out, _ = load_split(config, config.validation_split, channels, self.accelerator)
         share = config.batch_size // self.accelerator.num_processes
         first = share * self.accelerator.process_index
         self.share = slice(first, first + share)  # of each step's batch, this process's part
@@ -216,7 +219,7 @@ class TrainingRun:
 
     def loop(self):
         """Train to max_train_steps, with logs, samples, validation and checkpoints on the way."""
-        config, state = self.config, self.state
+        config, state, pace = self.config, self.state, Pace()
         self.stop.listen()
 
         # The samplers that a stop interrupted
@@ -234,6 +237,9 @@ class TrainingRun:
                 # One optimizer step, and one of each average
                 self.train_step()
                 bar.update()
+                said = pace.after_step(config.max_train_steps - state.step, state.window.loss.item)
+                if said and self.accelerator.is_main_process:
+                    bar.write(said)
                 last = state.step == config.max_train_steps
 
                 # The figures since the last log line

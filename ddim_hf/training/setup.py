@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,14 +178,20 @@ def _options(config: TrainingConfig) -> dict[str, str | None]:
     }
 
 
-def load_split(config: TrainingConfig, split: str, channels: int, accelerator: Accelerator) -> ImageSet:
-    """Return a split of the run's images, decoded by one process for all of a machine; raises as `describe_split`."""
+def load_split(
+    config: TrainingConfig, split: str, channels: int, accelerator: Accelerator
+) -> tuple[ImageSet, ImageDescription]:
+    """Return a split of the run's images, decoded by one process for all of a machine, and what they are.
+
+    Raises as `describe_split`.
+    """
     described = describe_split(config, split, channels)
     with accelerator.main_process_first():
         if described.channels is None:  # on the Hub: it shows only when it is here
             source, split = open_source(config.dataset_name, split, **_options(config))
-            _check_channels(config, describe_source(described.kind, described.name, split, source), channels)
-        return load_images(
+            described = describe_source(described.kind, described.name, split, source)
+            _check_channels(config, described, channels)
+        images = load_images(
             config.dataset_name,
             split=split,
             resolution=config.resolution,
@@ -194,6 +201,7 @@ def load_split(config: TrainingConfig, split: str, channels: int, accelerator: A
             refresh_cache=config.refresh_cache and accelerator.is_local_main_process,  # the others take what it leaves
             skip_broken=config.skip_broken,
         )
+    return images, replace(described, num_images=len(images))
 
 
 def build_optimizer(config: TrainingConfig, unet: UNet2DModel) -> torch.optim.AdamW:

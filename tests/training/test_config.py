@@ -24,11 +24,12 @@ from ddim_hf.unet import UNET_CONFIGS
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_gives_the_defaults_and_flags_override_it(recipe):
     """Each recipe fills every setting that it names, its network is its own, and what is given stays."""
-    config = TrainingConfig(recipe=recipe)
+    images = {} if "dataset_name" in RECIPES[recipe] else {"dataset_name": "my/images"}
+    config = TrainingConfig(recipe=recipe, **images)
     assert {name: getattr(config, name) for name in RECIPES[recipe]} == RECIPES[recipe]
     assert config.network == recipe and recipe in UNET_CONFIGS
-    assert TrainingConfig(recipe=recipe, batch_size=8, random_flip=False).batch_size == 8
-    assert TrainingConfig(recipe=recipe, random_flip=False).random_flip is False
+    assert TrainingConfig(recipe=recipe, batch_size=8, random_flip=False, **images).batch_size == 8
+    assert TrainingConfig(recipe=recipe, random_flip=False, **images).random_flip is False
 
 
 def test_dropout_replaces_that_of_a_new_network_alone():
@@ -44,12 +45,40 @@ def test_ones_own_images_need_no_held_out_split():
     assert TrainingConfig(dataset_name="my/images", validation_split="dev").validation_split == "dev"
 
 
+@pytest.mark.parametrize(
+    "resolution, recipe", [(None, "32"), (16, "32"), (64, "64"), (96, "64"), (128, "128"), (256, "128")]
+)
+def test_ones_own_images_choose_their_recipe(resolution, recipe):
+    """Without --recipe one's own images take the largest small network for colour that fits the resolution, grids
+    alone, and no held-out split; the built-in digits take theirs."""
+    config = TrainingConfig(dataset_name="my/images", resolution=resolution)
+    assert config.recipe == config.network == f"images-{recipe}"
+    assert UNET_CONFIGS[config.network]["in_channels"] == 3
+    assert config.resolution == (resolution or 32) and config.feature_extractor == config.validation_split
+    assert config.feature_extractor == "none"
+    assert TrainingConfig(dataset_name="digits").recipe == TrainingConfig().recipe == "digits"
+    with pytest.raises(ValueError, match="recipe is images-64 and has no images; allowed: with --dataset_name"):
+        TrainingConfig(recipe="images-64")
+
+
+def test_steps_follow_from_the_images():
+    """Epochs count the images; with max_train_steps what ends first counts, and one given alone replaces the other."""
+    own = dict(dataset_name="my/images", batch_size=32)
+    assert TrainingConfig(**own).steps_for(1_000) == 200 * 1_000 / 32
+    assert TrainingConfig(**own).steps_for(10**6) == 100_000
+    assert TrainingConfig(**own, max_train_steps=9_000).steps_for(32) == 9_000
+    assert TrainingConfig(**own, num_train_epochs=10_000).steps_for(1_000) == 312_500
+    assert TrainingConfig(**own, num_train_epochs=3, max_train_steps=50).steps_for(33) == 4
+    assert TrainingConfig(**own, num_train_epochs=3, max_train_steps=2).steps_for(33) == 2
+    assert TrainingConfig(num_train_epochs=1).steps_for(1_617) == 26
+
+
 def test_the_configuration_of_a_dataset_is_a_setting(tmp_path, own_caches):
     """dataset_config_name chooses the images of a run; a revision of a local set is refused, not dropped."""
     several = write_configurations(tmp_path / "several", small=2, large=5)
     settings = {"dataset_name": str(several), "dataset_config_name": "large", "resolution": 8}
     for refresh in (False, True):
-        images = load_split(TrainingConfig(**settings, refresh_cache=refresh), "train", 3, Accelerator())
+        images, _ = load_split(TrainingConfig(**settings, refresh_cache=refresh), "train", 3, Accelerator())
         assert len(images) == 5
     with pytest.raises(ValueError, match="revision is 'v1'"):
         load_split(TrainingConfig(**settings, dataset_revision="v1"), "train", 3, Accelerator())
@@ -149,18 +178,18 @@ def test_a_bare_flag_means_true(name):
         assert getattr(config, name) is wanted
 
 
-@pytest.mark.parametrize("options", [(), ("--dry_run",), ("--recipe", "digits")])
+@pytest.mark.parametrize("options", [("--dry_run",), ()])
 def test_colour_images_are_not_made_grey_in_silence(monkeypatch, capsys, tmp_path, options):
     """Colour images and a network of one channel end in one line that asks for a recipe; --grey takes them so."""
     (tmp_path / "images").mkdir()
     for shade in range(4):
         Image.new("RGB" if shade else "L", (8, 8), 60 * shade).save(tmp_path / "images" / f"{shade}.png")
-    words = ["--dataset_name", tmp_path / "images", "--output_dir", tmp_path / "run", *options]
+    words = ["--dataset_name", tmp_path / "images", "--output_dir", tmp_path / "run", "--recipe", "digits", *options]
     assert train(monkeypatch, *words) == 2
     said = capsys.readouterr().err
     assert "holds colour images and network digits has one channel; allowed: --recipe" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
-    build = TrainingConfig(dataset_name=str(tmp_path / "images"), grey=True)
+    build = TrainingConfig(recipe="digits", dataset_name=str(tmp_path / "images"), grey=True)
     assert describe_split(build, "train", channels=1).channels == 3
 
 

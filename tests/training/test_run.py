@@ -241,7 +241,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_no_trace(models, tmp_path, capsys)
     count = sum(value.numel() for value in weights(models[0.0]).values())
     assert f"parameters: {count:,}" in plan
     assert f"weights, moments and averages {4 * 4 * count / 2**20:,.1f} MiB" in plan
-    assert '"batch_size": 16' in plan and "steps: 12 of 16 images (9.6 epochs)" in plan
+    assert '"batch_size": 16' in plan and "12 steps of 16 images (9.6 epochs)" in plan
     assert "images: 20 images in the folder" in plan and "30 x 9 pixels; each to 8 x 8" in plan
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
 

@@ -1,0 +1,133 @@
+"""What a run says before its first step: what it understood, what does not fit, and how long it will take."""
+
+import time
+from collections.abc import Callable
+
+import psutil
+import torch
+from diffusers import UNet2DModel
+
+from ..data import ImageDescription
+from .config import TrainingConfig
+from .memory import AUTOCAST, step_memory
+
+MOST_EPOCHS = 2_000  # of one's own images: beyond, a network has learnt them by heart
+TRANSPARENT = {"RGBA", "LA", "PA", "La", "RGBa"}
+
+
+def summarize(config: TrainingConfig, unet: UNet2DModel, images: ImageDescription) -> list[str]:
+    """Return a line that says what a run understood, and below it one for each thing that changes or does not fit."""
+    size, count = config.resolution, images.num_images
+    words = ["an unknown number of images" if count is None else f"{count:,} images"]
+    words += ["RGB" if unet.config.in_channels == 3 else "grey", f"{size} x {size}{_source_size(config, images)}"]
+    parts = [", ".join(words)]
+    if images.num_folders > 1:
+        parts.append(f"{images.num_folders} class folders seen, trained as one set")
+    name = config.network or config.pretrained
+    parts.append(f"network {name} of {unet.num_parameters():,} parameters")
+    parts.append(_steps(config, count))
+    return ["; ".join(parts), *_changes(config, unet, images), *_misfits(config, count)]
+
+
+def _source_size(config: TrainingConfig, images: ImageDescription) -> str:
+    if images.smallest is None or {*images.smallest, *images.largest} == {config.resolution}:
+        return ""
+    least, most = min(images.smallest), max(images.largest)
+    return (
+        f", centre-cropped from {least}..{most} pixels" if least < most else f", scaled from {least} x {most} pixels"
+    )
+
+
+def _steps(config: TrainingConfig, count: int | None) -> str:
+    if count is None:
+        limits = {"epochs": config.num_train_epochs, "steps": config.max_train_steps}
+        return " or ".join(f"{limit:,} {unit}" for unit, limit in limits.items() if limit) + ", what ends first"
+    steps = config.steps_for(count)
+    return f"{steps:,} steps of {config.batch_size} images ({steps * config.batch_size / count:,.1f} epochs)"
+
+
+def _changes(config: TrainingConfig, unet: UNet2DModel, images: ImageDescription) -> list[str]:
+    said = []
+    if unet.config.in_channels == 3 and images.channels == 1:
+        said.append("note: the images are grey, and train a network for colour as they are")
+    if unet.config.in_channels == 1 and images.channels == 3:
+        said.append("note: the images are in colour, and are made grey")
+    if TRANSPARENT.intersection(images.modes):
+        said.append("note: transparent images are laid on white")
+    if images.smallest is not None and min(images.smallest) < config.resolution:
+        said.append(f"note: images from {min(images.smallest)} pixels are enlarged to {config.resolution}")
+    return said
+
+
+def _misfits(config: TrainingConfig, count: int | None) -> list[str]:
+    said = []
+    if count is not None and count < config.batch_size:
+        said.append(
+            f"warning: {count} images are fewer than a batch of {config.batch_size}: a step takes some of them twice "
+            f"(--batch_size {count})"
+        )
+    if count is not None and config.steps_for(count) * config.batch_size > MOST_EPOCHS * count:
+        epochs = config.steps_for(count) * config.batch_size / count
+        said.append(
+            f"warning: {epochs:,.0f} epochs, more than {MOST_EPOCHS:,}: the network will learn {count:,} images by "
+            "heart (--num_train_epochs 200)"
+        )
+    return said
+
+
+# Time
+
+
+class Pace:
+    """Says after ten steps how long the others will take; the first two, which prepare much, do not count."""
+
+    def __init__(self):
+        self.steps, self.began = 0, 0.0
+
+    def after_step(self, to_come: int, wait_for_device: Callable[[], object]) -> str | None:
+        """Return the sentence, once."""
+        self.steps += 1
+        if self.steps not in (2, 10):
+            return None
+        wait_for_device()
+        if self.steps == 2:
+            self.began = time.perf_counter()
+            return None
+        seconds = (time.perf_counter() - self.began) / 8 * to_come
+        return f"about {in_words(seconds)} for the {to_come:,} steps to come, samples and checkpoints not counted"
+
+
+def estimate_time(config: TrainingConfig, unet: UNet2DModel, device: torch.device, processes: int, steps: int) -> str:
+    """Return how long so many steps take, from a trial pass of a network of this layout with random weights."""
+    if device.type == "cpu" and step_memory(unet, 1).peak > psutil.virtual_memory().available:
+        return "time: unknown, as one image needs more memory than is free"
+    network = UNet2DModel.from_config(unet.config).to(device).train()
+    share, precision = config.batch_size // processes, config.mixed_precision
+
+    def seconds(count: int) -> float:
+        shape = (count, unet.config.in_channels, config.resolution, config.resolution)
+        x_t, timesteps = torch.zeros(shape, device=device), torch.zeros(count, dtype=torch.int64, device=device)
+        began = time.perf_counter()
+        with torch.autocast(device.type, AUTOCAST[precision], enabled=precision != "no"):
+            loss = network(x_t, timesteps).sample.float().square().mean()
+        loss.backward()
+        loss.item()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter() - began
+
+    count = 1
+    passed = seconds(1)  # which prepares much
+    if passed < 1:
+        count = min(share, 8) if device.type == "cpu" else share // config.gradient_accumulation_steps
+        passed = seconds(count)
+    total = passed * share / count * steps
+    return f"time: about {in_words(total)} on {device.type}, from a trial of {count} images; samples not counted"
+
+
+def in_words(seconds: float) -> str:
+    """Return a duration in the unit that suits it."""
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,101 @@
+"""What a run says before its first step."""
+
+import random
+
+import pytest
+from image_files import noise
+from PIL import Image
+from training_runs import config, save_tiny_model
+
+from ddim_hf.data import describe_images
+from ddim_hf.training import RECIPES, TrainingConfig, train
+from ddim_hf.training.outlook import Pace, in_words, summarize
+from ddim_hf.training.setup import build_model
+from ddim_hf.unet import build_unet
+
+
+def folder_of(place, sizes, mode="RGB"):
+    for number, (width, height) in enumerate(sizes):
+        file = place / f"class-{number % 3}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(height, width)).convert(mode).save(file)
+    return str(place)
+
+
+def said(place, **settings):
+    run = TrainingConfig(dataset_name=place, output_dir=f"{place}/run", **settings)
+    unet, _ = build_model(run)
+    return summarize(run, unet, describe_images(place, "train"))
+
+
+def test_the_first_line_says_what_was_understood(tmp_path):
+    """Number, colours, size and crop, class folders, network, steps and epochs stand in one line."""
+    sizes = [(40 + random.Random(number).randrange(100), 40 + 10 * (number % 7)) for number in range(38)]
+    place = folder_of(tmp_path / "images", [*sizes, (40, 60), (512, 300)])
+    count = build_unet("images-32").num_parameters()
+    assert said(place) == [
+        "40 images, RGB, 32 x 32, centre-cropped from 40..512 pixels; 3 class folders seen, trained as one set; "
+        f"network images-32 of {count:,} parameters; 250 steps of 32 images (200.0 epochs)"
+    ]
+
+
+def test_what_changes_or_does_not_fit_is_said(tmp_path):
+    """Grey, transparent and small images, fewer than a batch, and more than 2,000 epochs have a line each."""
+    grey = said(folder_of(tmp_path / "grey", [(20, 24)] * 5, "LA"), max_train_steps=400)
+    assert [line.split(":")[0] for line in grey[1:]] == ["note", "note", "note", "warning", "warning"]
+    for words, line in zip(
+        ("grey", "transparent", "from 20 pixels", "5 images", "2,560 epochs"), grey[1:], strict=True
+    ):
+        assert words in line
+    assert len(said(folder_of(tmp_path / "fit", [(64, 64)] * 32))) == 1
+    colour = said(folder_of(tmp_path / "colour", [(8, 8)] * 64), recipe="digits", max_train_steps=9)
+    assert "8 x 8;" in colour[0] and colour[1:] == ["note: the images are in colour, and are made grey"]
+
+
+def test_a_run_says_it_first_and_its_time_after_ten_steps(tmp_path, capsys):
+    """A run's first line is that line; after ten steps it says how long the others take."""
+    model = save_tiny_model(tmp_path / "model")
+    place = folder_of(tmp_path / "images", [(8, 8)] * 20, "L")
+    train(config(model, tmp_path / "run", dataset_name=place, cache_dir=str(tmp_path), num_train_epochs=10))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("20 images, grey, 8 x 8; 3 class folders")
+    assert sum(" for the 2 steps to come" in line for line in lines) == 1
+
+
+def test_a_dry_run_estimates_the_time(tmp_path, capsys):
+    """A dry run says the same first line, and a time from a trial step."""
+    place = folder_of(tmp_path / "images", [(40, 40)] * 32)
+    train(TrainingConfig(dataset_name=place, resolution=8, output_dir=str(tmp_path / "run"), dry_run=True))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("32 images, RGB, 8 x 8, scaled from 40 x 40 pixels")
+    assert '  "max_train_steps": 200,' in lines
+    assert sum(line.startswith("time: about ") and "from a trial of" in line for line in lines) == 1
+
+
+def test_the_pace_is_that_of_the_later_steps(monkeypatch):
+    """Slow first steps do not count: eight steps of a second each, and 100 to come, are 100 seconds."""
+    clock = iter([0.0, 8.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    pace = Pace()
+    texts = [pace.after_step(110 - step, int) for step in range(1, 13)]
+    assert [text for text in texts if text] == [texts[9]] and texts[9].startswith(
+        "about 100 seconds for the 100 steps"
+    )
+
+
+@pytest.mark.parametrize(
+    "seconds, text", [(7, "7 seconds"), (600, "10 minutes"), (9_000, "2 hours"), (86_400 * 85, "85 days")]
+)
+def test_durations_in_words(seconds, text):
+    """A duration stands in the unit that suits it."""
+    assert in_words(seconds) == text
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("images-")])
+def test_the_small_networks_attend_at_8_pixels(name):
+    """Each network for one's own images takes colour at its recipe's size and attends at 8 x 8 pixels, under 6 million
+    parameters."""
+    unet = build_unet(name)
+    assert unet.config.sample_size == RECIPES[name]["resolution"] and unet.config.in_channels == 3
+    (level,) = [level for level, kind in enumerate(unet.config.down_block_types) if kind == "AttnDownBlock2D"]
+    assert unet.config.sample_size // 2**level == 8 and unet.num_parameters() < 6e6

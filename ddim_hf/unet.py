@@ -14,10 +14,16 @@ _GREY = dict(in_channels=1, out_channels=1, norm_num_groups=8, **_DDPM)
 
 def _levels(channels: int, multiples: tuple[int, ...], layers: int, attention: int) -> dict[str, Any]:
     """Blocks of a U-Net with `layers` ResNet blocks a level and self-attention at level `attention`, down and up."""
-    attends = [level == attention for level in range(len(multiples))]
     return dict(
         layers_per_block=layers,
         block_out_channels=tuple(channels * multiple for multiple in multiples),
+        **block_types([level == attention for level in range(len(multiples))]),
+    )
+
+
+def block_types(attends: list[bool]) -> dict[str, tuple[str, ...]]:
+    """UNet2DModel's config keys for blocks with self-attention at the levels that say so, down and up."""
+    return dict(
         down_block_types=tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attends),
         up_block_types=tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attends)),
     )

@@ -1,5 +1,6 @@
 """Train a DDIM model: python examples/train.py --dataset_name path/to/images --output_dir outputs/mine"""
 
+import argparse
 import sys
 from typing import NoReturn
 
@@ -7,6 +8,24 @@ from transformers import HfArgumentParser
 
 from ddim_hf.command_line import run
 from ddim_hf.training import TrainingConfig, TrainingStopped, train
+from ddim_hf.training.peers import answer
+from ddim_hf.training.recipe_table import defaults_by_recipe, recipe_table
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Says each setting's default, in each recipe where they differ."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default is not None:
+            return super()._get_help_string(action)
+        by_recipe = defaults_by_recipe(action.dest)
+        return action.help + (f" (default: {by_recipe})" if by_recipe else "")
+
+
+class ListRecipes(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_):
+        print(recipe_table(), end="")
+        parser.exit()
 
 
 class Parser(HfArgumentParser):
@@ -17,7 +36,13 @@ class Parser(HfArgumentParser):
 
 
 def main():
-    (config,) = Parser(TrainingConfig, description=__doc__).parse_args_into_dataclasses()
+    parser = Parser(TrainingConfig, description=__doc__, formatter_class=Help)
+    parser.add_argument(
+        "--list_recipes", action=ListRecipes, nargs=0, default=argparse.SUPPRESS, help="print all recipes, and stop"
+    )
+    config, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+    if unknown:
+        parser.error(answer(unknown))
     try:
         train(config)
     except TrainingStopped:

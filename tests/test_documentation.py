@@ -34,6 +34,9 @@ from PIL import Image
 from training_runs import ROOT, save_features, save_tiny_model
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, build_unet
+from ddim_hf.markdown import table
+from ddim_hf.training.peers import FLAGS_OF_DIFFUSERS
+from ddim_hf.training.recipe_table import recipe_table
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("examples/**/*.py"))
@@ -250,9 +253,16 @@ def test_flags_are_there():
     """Each flag that a page names in its prose is one of a script's, or of `accelerate launch`."""
     parsers = [parser_of(script) for script in SCRIPTS if script not in WITHOUT_ARGUMENTS]
     known = {"--help", "--traceback"}.union(*(parser._option_string_actions for parser in parsers))
-    known |= set(launch_command_parser()._option_string_actions)
+    known |= {*launch_command_parser()._option_string_actions, *FLAGS_OF_DIFFUSERS}
     named = {(page.name, flag) for page in PAGES for text in spans(page) for flag in re.findall(r"--\w+", text)}
     assert {(page, flag) for page, flag in named if flag not in known} == set()
+
+
+def test_tables_of_training_are_the_scripts_own():
+    """docs/training.md has the recipes as --list_recipes prints them, and each flag of diffusers' script with ours."""
+    text = (ROOT / "docs/training.md").read_text()
+    assert recipe_table() in text
+    assert table(["theirs", "ours"], [[f"`{flag}`", ours] for flag, ours in FLAGS_OF_DIFFUSERS.items()]) in text
 
 
 def test_files_are_there():

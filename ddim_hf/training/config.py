@@ -1,5 +1,6 @@
 """What a training run is made of: one row of data per recipe, and the settings that override it."""
 
+import json
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -66,7 +67,8 @@ FREE_ON_RESUME = frozenset(
     "dataset_revision image_column gradient_accumulation_steps logger logging_steps "
     "checkpointing_steps checkpoints_total_limit resume_from_checkpoint samplers feature_extractor inception_weights "
     "eval_batch_size validation_split validation_steps validation_images dry_run push_to_hub hub_model_id "
-    "hub_private hub_license recipe network pretrained dropout grey skip_broken prediction_type beta_schedule".split()
+    "hub_private hub_license recipe network block_out_channels layers_per_block attention_levels "
+    "pretrained dropout grey skip_broken prediction_type beta_schedule".split()
 )
 
 
@@ -108,7 +110,13 @@ class TrainingConfig:
     )
     output_dir: str = setting("where the run's folder is made", "outputs/train")
 
-    network: str | None = setting(f"the U-Net, that of the recipe's name if not given: {', '.join(UNET_CONFIGS)}")
+    network: str | None = setting(
+        f"the U-Net, that of the recipe's name if not given: {', '.join(UNET_CONFIGS)}, or a UNet2DModel's config, "
+        "FILE.json"
+    )
+    block_out_channels: str | None = setting("channels of each level of a new network: 64,128,128")
+    layers_per_block: int | None = setting("ResNet blocks of each level of a new network")
+    attention_levels: str | None = setting("levels of a new network with attention, from 0, by commas; none")
     dropout: float | None = setting("dropout of a new network, in [0, 1); that of its row if not given")
     pretrained: str | None = setting("start from this model's UNet2DModel (folder or Hub id) instead of a new one")
     dataset_name: str | None = setting("'digits', a Hub id, a folder of images, a parquet file or a saved dataset")
@@ -163,6 +171,8 @@ class TrainingConfig:
     dry_run: bool = setting("print the resolved settings, sizes and memory, and stop", False)
 
     def __post_init__(self):
+        if self.network is not None and self.network.endswith(".json") and self.resolution is None:
+            self.resolution = _sample_size(self.network)
         if self.recipe is None:
             self.recipe = self._own_recipe()
         _allow("recipe", self.recipe, RECIPES)
@@ -183,7 +193,10 @@ class TrainingConfig:
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        _allow("network", self.network, (None, *UNET_CONFIGS))
+        if self.network is not None and not self.network.endswith(".json"):
+            _allow("network", self.network, (*UNET_CONFIGS, "a UNet2DModel config, FILE.json"))
+        for name, least in (("block_out_channels", 1), ("attention_levels", 0)):
+            self.numbers(name, least)
         _allow("lr_scheduler", self.lr_scheduler, ("constant", "cosine"))
         _allow("mixed_precision", self.mixed_precision, (None, *PRECISIONS))
         _allow("prediction_type", self.prediction_type, (None, "epsilon", "v_prediction", "sample"))
@@ -191,7 +204,8 @@ class TrainingConfig:
         _allow("logger", self.logger, ("tensorboard", "wandb", "none"))
         for name in (
             "resolution max_train_steps num_train_epochs batch_size gradient_accumulation_steps eval_batch_size "
-            "validation_steps validation_images logging_steps checkpointing_steps checkpoints_total_limit"
+            "layers_per_block validation_steps validation_images logging_steps "
+            "checkpointing_steps checkpoints_total_limit"
         ).split():
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: whole numbers from 1")
@@ -231,6 +245,9 @@ class TrainingConfig:
         extractor = self.feature_extractor or RECIPES[self.recipe]["feature_extractor"]
         void = {
             "network": (self.pretrained is not None, "pretrained, whose network has its own layout"),
+            "block_out_channels": (self.pretrained is not None, "pretrained, whose network has its own layout"),
+            "layers_per_block": (self.pretrained is not None, "pretrained, whose network has its own layout"),
+            "attention_levels": (self.pretrained is not None, "pretrained, whose network has its own layout"),
             "dropout": (self.pretrained is not None, "pretrained, whose network has its own"),
             "validation_steps": (self.validation_split == "none", "no validation_split"),
             "validation_images": (self.validation_split == "none", "no validation_split"),
@@ -240,6 +257,19 @@ class TrainingConfig:
         for name, (is_void, other) in void.items():
             if is_void and getattr(self, name) is not None and getattr(self, name) is not False:
                 raise ValueError(f"{name} is given with {other}; allowed: one of them")
+
+    def numbers(self, name: str, least: int) -> tuple[int, ...]:
+        """The numbers of a setting that lists them by commas; none of one that is not given, or none."""
+        text = getattr(self, name)
+        if text is None or least == 0 and text.lower() == "none":
+            return ()
+        try:
+            numbers = tuple(int(part) for part in text.split(","))
+        except ValueError:
+            numbers = (least - 1,)
+        if min(numbers) < least:
+            raise ValueError(f"{name} is {text!r}; allowed: whole numbers from {least} by commas")
+        return numbers
 
     def steps_for(self, num_images: int) -> int:
         """The optimizer steps with so many images: by the epochs or max_train_steps, what ends first."""
@@ -306,3 +336,12 @@ class TrainingConfig:
 def _allow(name: str, value: Any, allowed: Any):
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed: {', '.join(name for name in allowed if name)}")
+
+
+def _sample_size(file: str) -> int | None:
+    """The side of the images of a UNet2DModel config in a file, where it says one."""
+    try:
+        size = json.loads(Path(file).read_text()).get("sample_size")
+    except (ValueError, AttributeError):  # said when the network is built
+        return None
+    return size if isinstance(size, int) else None

@@ -20,8 +20,9 @@ from ..data import ImageDescription, ImageSet, describe_images, describe_source,
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..provenance import launcher
 from ..scheduling_ddim_custom import DDIMSchedulerCustom
-from ..unet import UNET_CONFIGS, build_unet
+from ..unet import UNET_CONFIGS
 from .config import PRECISIONS, TrainingConfig
+from .network import new_network
 
 COLOUR = [name for name, row in UNET_CONFIGS.items() if row["in_channels"] == 3]
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -89,7 +90,7 @@ def build_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCusto
     """Return the network, a new one whose weights follow from the seed or a pretrained one, and its noise schedule."""
     if config.pretrained is None:
         torch.manual_seed(config.seed)
-        return _new_network(config), _schedule(config, {})
+        return new_network(config), _schedule(config, {})
     folder, others = Path(config.pretrained), ("model_index.json", "scheduler_config.json")
     if (folder / "config.json").is_file() and not any((folder / name).is_file() for name in others):
         # A network saved by itself
@@ -100,19 +101,11 @@ def build_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCusto
     return pipeline.unet, _schedule(config, pipeline.scheduler.config)
 
 
-def _new_network(config: TrainingConfig) -> UNet2DModel:
-    factor = 2 ** (len(UNET_CONFIGS[config.network]["block_out_channels"]) - 1)
-    if config.resolution % factor:
-        raise ValueError(f"resolution is {config.resolution}; allowed with {config.network}: multiples of {factor}")
-    changes = {} if config.dropout is None else {"dropout": config.dropout}
-    return build_unet(config.network, sample_size=config.resolution, **changes)
-
-
 def describe_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCustom]:
     """Return what `build_model` does, from the configs alone: the network has no weights (device "meta")."""
     if config.pretrained is None:
         with torch.device("meta"):
-            unet = _new_network(config)
+            unet = new_network(config)
         return unet, _schedule(config, {})
     with tempfile.TemporaryDirectory() as scratch:  # in place of the Hub's cache
         try:

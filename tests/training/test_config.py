@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from training_runs import SCRIPT, save_tiny_model
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import run as run_script
 from ddim_hf.training.config import RECIPES, TrainingConfig
+from ddim_hf.training.peers import FLAGS_OF_DIFFUSERS
 from ddim_hf.training.setup import build_model, describe_split, load_split
 from ddim_hf.unet import UNET_CONFIGS
 
@@ -176,6 +178,37 @@ def test_a_bare_flag_means_true(name):
     for words, wanted in (([], True), (["true"], True), (["False"], False)):
         (config,) = script.Parser(TrainingConfig).parse_args_into_dataclasses([f"--{name}", *words])
         assert getattr(config, name) is wanted
+
+
+def test_flags_of_diffusers_script_are_answered_with_ours(monkeypatch, capsys):
+    """An unknown flag that diffusers' train_unconditional.py knows ends in one line that names ours; each name that
+    such a line gives is a flag of this script."""
+    ours = {f"--{name}" for name in TrainingConfig.__dataclass_fields__}
+    for flag, text in FLAGS_OF_DIFFUSERS.items():
+        assert flag not in ours and set(re.findall(r"--\w+", text)) <= ours
+    for word in ("--train_data_dir=images", "--train_data_dir"):
+        assert train(monkeypatch, word, "images") == 2
+        said = capsys.readouterr().err
+        assert (
+            said.count("\n") == 1 and "--train_data_dir is a flag of diffusers'" in said and "--dataset_name" in said
+        )
+    assert train(monkeypatch, "--batch_size", 4, "--use_ema") == 2 and "--ema_decay" in capsys.readouterr().err
+
+
+def test_recipes_are_listed(monkeypatch, capsys):
+    """--list_recipes prints each value of each recipe, and --help says the defaults by recipe, never None."""
+    assert train(monkeypatch, "--list_recipes") == 0
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["setting", *(f"`{recipe}`" for recipe in RECIPES)]
+    listed = {line[0].strip("`"): line[1:] for line in lines[2:]}
+    for column, row in enumerate(RECIPES.values()):
+        assert {name: cells[column].replace(",", "") for name, cells in listed.items() if cells[column]} == {
+            name: str(value).replace(",", "") for name, value in row.items()
+        }
+    assert train(monkeypatch, "--help") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "None" not in words
+    assert "(default: 8 in digits; 32 in images-32, cifar10-64, cifar10-128; 64 in images-64;" in words
 
 
 @pytest.mark.parametrize("options", [("--dry_run",), ()])

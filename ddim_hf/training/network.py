@@ -1,0 +1,88 @@
+"""The network of a run that starts from a new one: a row of UNET_CONFIGS or a file, and the flags that change it."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+
+from ..unet import UNET_CONFIGS, block_types
+from .config import TrainingConfig
+
+
+def new_network(config: TrainingConfig) -> UNet2DModel:
+    """Return the network that the settings describe, with random weights.
+
+    Raises:
+        ValueError, OSError: in one line, for a layout that is none, or that does not fit the resolution.
+    """
+    layout = _changed(config, dict(UNET_CONFIGS.get(config.network) or _read(Path(config.network))))
+    _check(config, layout)
+    return UNet2DModel(**layout)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The config keys of a UNet2DModel that a JSON file holds."""
+    try:
+        layout = json.loads(file.read_text())
+    except ValueError as error:  # no JSON, or no text
+        raise ValueError(f"network is {file}, which is not JSON: {error}") from error
+    if not isinstance(layout, dict):
+        raise ValueError(f"network is {file}, which holds no object; allowed: a UNet2DModel's config.json")
+    layout = {key: value for key, value in layout.items() if not key.startswith("_")}
+    known = set(inspect.signature(UNet2DModel).parameters)
+    unknown = sorted(set(layout) - known)
+    if unknown:
+        raise ValueError(f"network is {file} and has {', '.join(unknown)}; allowed: config keys of UNet2DModel")
+    return {"in_channels": 3, "out_channels": 3} | layout
+
+
+def _changed(config: TrainingConfig, layout: dict[str, Any]) -> dict[str, Any]:
+    """The layout with the changes that the settings ask for."""
+    layout["sample_size"] = config.resolution
+    if config.dropout is not None:
+        layout["dropout"] = config.dropout
+    if config.layers_per_block is not None:
+        layout["layers_per_block"] = config.layers_per_block
+    before = len(layout.get("block_out_channels", ())) or 4
+    if config.block_out_channels is not None:
+        layout["block_out_channels"] = config.numbers("block_out_channels", least=1)
+    levels = len(layout.get("block_out_channels", ())) or before
+    if config.attention_levels is not None:
+        attention = config.numbers("attention_levels", least=0)
+        if max(attention, default=0) >= levels:
+            raise ValueError(
+                f"attention_levels is {config.attention_levels}; allowed: 0 to {levels - 1} by commas, or none"
+            )
+        layout |= block_types([level in attention for level in range(levels)])
+    elif levels != before:  # attention where images are smallest
+        layout |= block_types([level == levels - 1 for level in range(levels)])
+    return layout
+
+
+def _check(config: TrainingConfig, layout: dict[str, Any]):
+    """Raise ValueError where the network could not take a batch; nothing is computed."""
+    size, channels = config.resolution, (layout["in_channels"], layout["out_channels"])
+    if channels not in ((1, 1), (3, 3)):
+        raise ValueError(
+            f"network {config.network} has in_channels and out_channels {channels}; allowed: both 1 or both 3"
+        )
+    factor = 2 ** (len(layout.get("block_out_channels", range(4))) - 1)
+    if size % factor:
+        raise ValueError(f"resolution is {size}; allowed with {config.network}: multiples of {factor}")
+    groups = layout.get("norm_num_groups", 32)
+    if any(count % groups for count in layout.get("block_out_channels", ())):
+        raise ValueError(
+            f"block_out_channels is {','.join(map(str, layout['block_out_channels']))}; allowed with "
+            f"{config.network}: multiples of {groups} (norm_num_groups)"
+        )
+    try:
+        with torch.device("meta"):
+            shape = UNet2DModel(**layout)(torch.zeros(1, channels[0], size, size), torch.zeros(1)).sample.shape
+    except Exception as error:  # of whatever layer does not fit
+        reason = " ".join(str(error).split())
+        raise ValueError(f"network {config.network} does not work at {size} x {size} pixels: {reason}") from error
+    if shape[1:] != (channels[0], size, size):
+        raise ValueError(f"network {config.network} does not keep {size} x {size} pixels")

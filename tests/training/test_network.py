@@ -1,0 +1,83 @@
+"""A run's own network, from a file or by flags, and what is said of wrong ones before the data is read."""
+
+import json
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from ddim_hf.training import TrainingConfig
+from ddim_hf.training.setup import build_model, describe_model
+from ddim_hf.unet import build_unet
+
+OWN = dict(dataset_name="my/images")
+
+
+def test_a_unets_config_file_is_the_network(tmp_path):
+    """--network FILE.json builds the network that the file describes, at its size, with its weights from the seed."""
+    unet = build_unet("images-32", sample_size=16, block_out_channels=(8, 16, 16), norm_num_groups=4)
+    unet.save_config(tmp_path / "unet")
+    file = (tmp_path / "unet/config.json").rename(tmp_path / "mine.json")
+    config = TrainingConfig(network=str(file), **OWN)
+    built, _ = build_model(config)
+    assert config.resolution == 16 and config.recipe == "images-32"
+    public = [{k: v for k, v in each.config.items() if not k.startswith("_")} for each in (built, unet)]
+    assert json.loads(json.dumps(public[0])) == json.loads(json.dumps(public[1]))
+    again, _ = build_model(TrainingConfig(network=str(file), **OWN))
+    assert all(torch.equal(a, b) for a, b in zip(built.parameters(), again.parameters(), strict=True))
+    assert build_model(TrainingConfig(network=str(file), resolution=32, **OWN))[0].config.sample_size == 32
+
+
+def test_flags_change_the_network():
+    """Channels, blocks and attention are those of the flags; attention is at the smallest images if not told."""
+    flags = dict(block_out_channels="16,32,32,64", layers_per_block=2, attention_levels="1,3")
+    unet, _ = describe_model(TrainingConfig(**flags, **OWN))
+    assert unet.config.block_out_channels == (16, 32, 32, 64) and unet.config.layers_per_block == 2
+    attends = ["Attn" in kind for kind in unet.config.down_block_types]
+    assert attends == [False, True, False, True]
+    assert ["Attn" in kind for kind in unet.config.up_block_types] == attends[::-1]
+    unet, _ = describe_model(TrainingConfig(block_out_channels="16,32", **OWN))
+    assert unet.config.down_block_types == ("DownBlock2D", "AttnDownBlock2D")
+    unet, _ = describe_model(TrainingConfig(attention_levels="none", **OWN))
+    assert unet.config.down_block_types == ("DownBlock2D",) * 3
+
+
+WRONG = {
+    "is not JSON": ("{", {}),
+    "holds no object": ("[3]", {}),
+    "has colour, depth; allowed: config keys of UNet2DModel": ('{"colour": 1, "depth": 2}', {}),
+    r"in_channels and out_channels \(4, 4\); allowed": ('{"in_channels": 4, "out_channels": 4}', {}),
+    "does not work at 32 x 32 pixels": ('{"down_block_types": ["DownBlock3D"]}', {}),
+    "No such file": (None, {"network": "nowhere.json"}),
+    "network is 'big'; allowed: digits": (None, {"network": "big"}),
+    "block_out_channels is '64,many'; allowed: whole numbers from 1 by commas": (
+        None,
+        {"block_out_channels": "64,many"},
+    ),
+    r"block_out_channels is 20,40; allowed with images-32: multiples of 8": (None, {"block_out_channels": "20,40"}),
+    "attention_levels is 3; allowed: 0 to 2": (None, {"attention_levels": "3"}),
+    "attention_levels is '-1'; allowed": (None, {"attention_levels": "-1"}),
+    "layers_per_block is 0; allowed": (None, {"layers_per_block": 0}),
+    "resolution is 30; allowed with images-32: multiples of 4": (None, {"resolution": 30}),
+    "layers_per_block is given with pretrained": (None, {"layers_per_block": 1, "pretrained": "org/model"}),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_a_wrong_network_is_one_line(tmp_path, message):
+    """What is no network, or does not fit, is one line when the settings are made or the network is described."""
+    text, flags = WRONG[message]
+    if text is not None:
+        (tmp_path / "mine.json").write_text(text)
+        flags = {"network": str(tmp_path / "mine.json")}
+    with pytest.raises((ValueError, OSError), match=message) as error:
+        describe_model(TrainingConfig(**flags, **OWN))
+    assert "\n" not in str(error.value)
+
+
+def test_the_layout_of_published_files_is_taken(tmp_path):
+    """A config.json as diffusers writes it, private keys and lists included, is taken as it is."""
+    layout = dict(build_unet("cifar10-64").config) | {"_class_name": "UNet2DModel", "_diffusers_version": "0.1"}
+    (tmp_path / "config.json").write_text(json.dumps(layout))
+    unet, _ = describe_model(TrainingConfig(network=str(tmp_path / "config.json"), **OWN))
+    assert isinstance(unet, UNet2DModel) and unet.num_parameters() == build_unet("cifar10-64").num_parameters()

@@ -297,19 +297,21 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
 
     def _alpha_at(self, timestep: int | torch.Tensor) -> float:
         self._follow_alphas()
-        if not 0 <= timestep < len(self):
-            raise ValueError(f"timestep is {int(timestep)}; allowed: 0 to {len(self) - 1}")
-        return self._alpha[int(timestep)]
+        timestep = int(timestep)
+        if not 0 <= timestep < len(self._alpha):
+            raise ValueError(f"timestep is {timestep}; allowed: 0 to {len(self) - 1}")
+        return self._alpha[timestep]
 
     def _transition(self, timestep: int | torch.Tensor) -> Transition:
         """The transition from `timestep` to the largest scheduled timestep below it, or to the data."""
         if self.num_inference_steps is None:
             raise ValueError("the scheduler has no timesteps yet; call set_timesteps first")
-        alpha, below = self._alpha_at(timestep), bisect_left(self._ascending, int(timestep))
+        timestep = int(timestep)
+        alpha, below = self._alpha_at(timestep), bisect_left(self._ascending, timestep)
         alpha_prev = self._alpha[self._ascending[below - 1]] if below > 0 else float(self.final_alpha_cumprod)
         if not (0 <= alpha <= alpha_prev <= 1 and alpha < 1 and alpha_prev > 0):
             raise ValueError(
-                f"alphas_cumprod goes from {alpha:.3g} at timestep {int(timestep)} to {alpha_prev:.3g}, where eq. 12 "
+                f"alphas_cumprod goes from {alpha:.3g} at timestep {timestep} to {alpha_prev:.3g}, where eq. 12 "
                 "has no meaning; allowed: from 0 up to below 1, and not down"
             )
         return Transition(alpha, alpha_prev, onto_data=below == 0)
@@ -371,8 +373,8 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
 
         # 3. x_0 and eps, from what the network predicts. float16 ends at 65,504, which x_t / sqrt(alpha) may exceed
         # (sqrt(alpha) is 1 / 20,291 at the end of the cosine schedule), so that its step is computed in float32.
-        dtype = sample.dtype
-        sample = sample.float() if dtype == torch.float16 else sample
+        half = sample.dtype == torch.float16
+        sample = sample.float() if half else sample
         x0 = self._predict_x0(model_output, sample, alpha, alpha_prev)
         epsilon = self._predict_epsilon(model_output, sample, alpha)
         x0 = self._bound(x0, may_overwrite=x0 is not model_output)
@@ -389,7 +391,8 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
                 sigma = 0.0 if onto_data else eta * math.sqrt(1 - alpha / alpha_prev)
             prev_sample.add_(self._noise(model_output, generator, variance_noise), alpha=sigma)
 
-        prev_sample, x0 = prev_sample.to(dtype), x0.to(dtype)
+        if half:
+            prev_sample, x0 = prev_sample.half(), x0.half()
         if not return_dict:
             return prev_sample, x0
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)

@@ -1,12 +1,30 @@
 """What the methods of DDIMCustomPipeline return."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import ImagePipelineOutput
 from diffusers.utils import BaseOutput
 from PIL import Image
+
+
+def in_one_line(output: BaseOutput) -> str:
+    """An output's fields as what they are, without their numbers."""
+    present = {field.name: getattr(output, field.name) for field in fields(output)}
+    shown = (f"{name}={_in_words(value)}" for name, value in present.items() if value is not None)
+    return f"{type(output).__name__}({', '.join(shown)})"
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return f"{type(value).__name__} {list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, Image.Image):
+        return f"{value.mode} image of {value.width} x {value.height}"
+    if isinstance(value, list):
+        return f"{len(value)} x {_in_words(value[0])}" if value else "[]"
+    return repr(value)
 
 
 @dataclass
@@ -23,6 +41,8 @@ class DDIMPipelineOutput(ImagePipelineOutput):
 
     trajectory: list[torch.Tensor] | None = None
     pred_original_samples: list[torch.Tensor] | None = None
+
+    __repr__ = in_one_line
     timesteps: list[float] | None = None
 
 
@@ -40,6 +60,8 @@ class DDIMInversionOutput(BaseOutput):
     residual: float | None = None
     trajectory: list[torch.Tensor] | None = None
 
+    __repr__ = in_one_line
+
 
 @dataclass
 class DDIMReconstructionOutput(BaseOutput):
@@ -56,3 +78,5 @@ class DDIMReconstructionOutput(BaseOutput):
     mse: torch.Tensor
     latents: torch.Tensor
     residual: float | None = None
+
+    __repr__ = in_one_line

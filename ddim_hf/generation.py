@@ -27,7 +27,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .files import whole_file, write_text
-from .images import image_grid, pixels_to_pil, states_to_pixels
+from .images import image_grid, pixels_to_pil, refuse_not_finite, states_to_pixels
 from .pipeline_ddim_custom import DDIMCustomPipeline, check_whole_numbers
 from .processes import processes
 from .provenance import package_versions
@@ -96,6 +96,15 @@ def sample_numbers(
         yield block, pipe(max_batch_size, seeds=seeds, **sampling)
 
 
+def _finite_samples(
+    pipe: Callable, numbers: Sequence[int], *, seed: int, **sampling: Any
+) -> Iterator[tuple[Sequence[int], Any]]:
+    """`sample_numbers`, where images that are NaN or infinite are an error and not black files."""
+    for block, output in sample_numbers(pipe, numbers, seed=seed, **sampling):
+        refuse_not_finite(output.images[: len(block)], [seed + k for k in block])
+        yield block, output
+
+
 def share(num_images: int, max_batch_size: int) -> list[int]:
     """The numbers of the images that fall to this process: one block after another goes to the next process."""
     state = processes()
@@ -159,7 +168,7 @@ def generate(
     _start_folder(folder, _manifest(pipe, revision) | settings | files)
 
     state = processes()
-    sample = partial(sample_numbers, pipe, output_type="latent", **settings)
+    sample = partial(_finite_samples, pipe, output_type="latent", **settings)
     with _Progress(images, num_images, hidden=not state.is_main_process) as progress:
         if format == "png":
             _write_png(sample, images, share(num_images, max_batch_size), progress)

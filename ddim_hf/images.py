@@ -40,6 +40,18 @@ def states_to_pixels(x: torch.Tensor) -> torch.Tensor:
     return (x.float() / 2).add_(0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8).cpu()
 
 
+def is_finite(x: torch.Tensor) -> np.ndarray:
+    """For each of the images [N, ...] whether it has neither NaN nor infinities."""
+    return x.isfinite().flatten(1).all(1).cpu().numpy()
+
+
+def refuse_not_finite(x: torch.Tensor, seeds: Sequence[int]):
+    """Raise ValueError, with their seeds, for images [N, ...] that are NaN or infinite: as pixels they look black."""
+    bad = sorted({seed for seed, finite in zip(seeds, is_finite(x), strict=True) if not finite})
+    if bad:
+        raise ValueError(f"the network's images are not finite (NaN or infinite), from the seeds {bad[:5]}")
+
+
 def pixels_to_states(pixels: torch.Tensor) -> torch.Tensor:
     """Turn pixels 0..255, [N, C, H, W], into float32 states in [-1, 1]."""
     return pixels.float() / 127.5 - 1

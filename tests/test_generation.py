@@ -177,6 +177,16 @@ def test_a_pipeline_built_in_code_fills_a_folder(tmp_path):
     assert json.loads((tmp_path / "manifest.json").read_text())["model"] is None
 
 
+@pytest.mark.parametrize("format", ["png", "npy"])
+def test_a_network_that_makes_nan_fills_no_folder(tmp_path, format):
+    """Images that are NaN are an error with their seeds, and not black files."""
+    pipe = DDIMCustomPipeline(tiny_unet(), DDIMSchedulerCustom())
+    pipe.unet.conv_out.bias.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"not finite .* from the seeds \[7, 8, 9\]"):
+        generate(pipe, tmp_path / "out", num_images=3, num_inference_steps=2, seed=7, format=format)
+    assert not list((tmp_path / "out/images").iterdir())
+
+
 def test_a_model_of_the_hub_is_named_by_its_repository(model, hub, tmp_path):
     """The manifest of a model of the Hub names the repository, and its commit apart from that."""
     DDIMCustomPipeline.from_pretrained(model).push_to_hub("org/tiny", token="hf_writer")

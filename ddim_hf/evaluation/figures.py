@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ..data import ImageSet
 from ..generation import sample_numbers, share
-from ..images import states_to_pixels
+from ..images import refuse_not_finite, states_to_pixels
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import processes
 from .features import FeatureExtractor
@@ -172,7 +172,7 @@ def our_samples(pipe: DDIMCustomPipeline, **sampling: Any) -> Callable[[int, lis
 
     def make(block: int, seeds: list[int]) -> torch.Tensor:
         states = pipe(block, seeds=seeds, output_type="latent", **sampling).images
-        _refuse_nan(states.isfinite().flatten(1).all(1).tolist(), seeds)
+        refuse_not_finite(states, seeds)
         return states_to_pixels(states)
 
     return make
@@ -187,14 +187,7 @@ def stock_samples(pipe: DDIMCustomPipeline, **sampling: Any) -> Callable[[int, l
     def make(block: int, seeds: list[int]) -> torch.Tensor:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         images = stock(block, generator=generators, output_type="np", **sampling).images
-        _refuse_nan(np.isfinite(images).all((1, 2, 3)).tolist(), seeds)
+        refuse_not_finite(torch.from_numpy(images), seeds)
         return torch.from_numpy((images * 255).round().astype(np.uint8)).permute(0, 3, 1, 2)
 
     return make
-
-
-def _refuse_nan(finite: list[bool], seeds: list[int]):
-    """As pixels they would be black images, whose features are finite."""
-    bad = sorted({seed for seed, is_finite in zip(seeds, finite, strict=True) if not is_finite})
-    if bad:
-        raise ValueError(f"the network's images are not finite (NaN or infinite), from the seeds {bad[:5]}")

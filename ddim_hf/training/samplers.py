@@ -16,7 +16,7 @@ from ..evaluation.features import load_feature_extractor
 from ..evaluation.frechet import Statistics, frechet_distance
 from ..evaluation.references import reference_statistics
 from ..files import whole_file, whole_folder
-from ..images import image_grid, pixels_to_pil, states_to_pixels
+from ..images import image_grid, is_finite, pixels_to_pil, states_to_pixels
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import on_main
 from .config import SamplerSettings, TrainingConfig
@@ -117,19 +117,22 @@ class Samplers:
         with tqdm(total=last - first, desc=title, unit="image", leave=False, disable=hidden) as bar:
             for number in range(rounds):
                 seeds = range(first + number * size, min(first + (number + 1) * size, last))
-                pixels = self._images(pipeline, sampler, seeds) if seeds else None
+                states = self._states(pipeline, sampler, seeds) if seeds else None
                 if self.stop.requested():
                     break
-                if pixels is None:
+                if states is None:
                     continue
+                pixels = states_to_pixels(states)
                 grid += list(pixels[: max(0, GRID_IMAGES - len(grid))])
                 if self.extractor is not None:
-                    statistics.update(self.extractor(pixels), [f"seed {seed}" for seed in seeds])
+                    features = self.extractor(pixels)
+                    features[~is_finite(states)] = np.nan  # those pixels are black, and their features finite
+                    statistics.update(features, [f"seed {seed}" for seed in seeds])
                 bar.update(len(seeds))
         return grid, statistics
 
-    def _images(self, pipeline: DDIMCustomPipeline, sampler: SamplerSettings, seeds: range) -> torch.Tensor | None:
-        """Pixels from these seeds; None where this process was asked to stop."""
+    def _states(self, pipeline: DDIMCustomPipeline, sampler: SamplerSettings, seeds: range) -> torch.Tensor | None:
+        """Images from these seeds; None where this process was asked to stop."""
 
         def interrupt(*_):
             if self.stop.received:
@@ -146,7 +149,7 @@ class Samplers:
             )
         except _Interrupted:
             return None
-        return states_to_pixels(output.images)
+        return output.images
 
     def _judge(
         self, sampler: SamplerSettings, statistics: Statistics, pipeline: DDIMCustomPipeline, step: int

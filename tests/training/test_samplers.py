@@ -172,6 +172,22 @@ def test_features_that_are_not_finite_never_make_a_best(model, settings, tmp_pat
     assert state["selection"]["best"] == {}
 
 
+def test_images_that_are_not_finite_never_make_a_best(model, settings, tmp_path, monkeypatch, capsys):
+    """Images of NaN, which as pixels are black and have features, give no distance and no best model either."""
+    sample = DDIMCustomPipeline.__call__
+
+    def spoil(pipeline, *words, **named):
+        output = sample(pipeline, *words, **named)
+        output.images[1, 0, 0, 0] = float("inf")
+        return output
+
+    monkeypatch.setattr(DDIMCustomPipeline, "__call__", spoil)
+    folder = train(config(model, tmp_path / "run", **settings | dict(samplers="3:0.0:4:70", max_train_steps=4)))
+    said = capsys.readouterr().out
+    assert "no frechet_distance of 3-0: features of 3 of 70 images are not finite: seed 1, seed 33, seed 65" in said
+    assert not list(folder.glob("best-*")) and distances(folder, "3-0") == {}
+
+
 def test_a_stop_interrupts_a_sampler_and_a_resumed_run_makes_up_for_it(
     model, settings, finished, tmp_path, monkeypatch
 ):

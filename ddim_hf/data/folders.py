@@ -119,8 +119,8 @@ def open_folder(name: str, folder: Path, files: list[Path]) -> dict[str, ImageFi
         tell_left_out(name, _with(ARCHIVE_SUFFIXES, files), "archives beside the images")
         tell_left_out(name, shards, "arrays beside the images")
     splits = {
-        split: (ImageFiles if images else SampleShards)(sorted(own, key=Path.as_posix))
-        for split, own in _by_split(name, _image_root(folder), images or shards).items()
+        split: (ImageFiles if images else SampleShards)(sorted(found, key=Path.as_posix))
+        for split, found in _by_split(name, _image_root(folder), images or shards).items()
     }
     _compare_with_manifest(name, _image_root(folder), sum(map(len, splits.values())))
     return splits
@@ -136,9 +136,9 @@ def _by_split(name: str, root: Path, images: list[Path]) -> dict[str, list[Path]
     for image in images:
         by_folder.setdefault(image.parent, []).append(image)
     by_top: dict[str, list[Path]] = {}
-    for folder, own in by_folder.items():
+    for folder, found in by_folder.items():
         top = "" if folder == root else folder.relative_to(root).parts[0]
-        by_top.setdefault(top, []).extend(own)
+        by_top.setdefault(top, []).extend(found)
     beside = by_top.pop("", [])
     named, others = sorted(by_top.keys() & SPLIT_FOLDERS), sorted(by_top.keys() - SPLIT_FOLDERS)
     if named and not others:

@@ -102,7 +102,7 @@ def _measure_model(question: Question, results: Results):
     pipe = load_pipeline(question.model, revision=question.revision, fast=question.fast)
     cells = question.cells(pipe)
     for steps in question.reconstruction:
-        pipe.scheduler.set_timesteps(steps)
+        pipe.check_sampling(num_inference_steps=steps)
     channels, resolution, _ = pipe.state_shape
     size = {"resolution": resolution, "channels": channels}
     splits = question.data_splits if question.loss or question.reconstruction else ()

@@ -4,7 +4,6 @@ Over Inception's features they are called FID and KID.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -59,8 +58,8 @@ class Statistics:
         self.mean = self.mean + shift * (count / total)
         self.count = total
 
-    def reduced(self, accelerator: Any = None) -> "Statistics":
-        """Over all processes, the same on each; every process has to call it (`accelerator` is not needed)."""
+    def reduced(self) -> "Statistics":
+        """Over all processes, the same on each; every process has to call it."""
         from accelerate.utils import gather_object
 
         whole = Statistics()

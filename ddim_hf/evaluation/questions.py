@@ -121,6 +121,6 @@ class Question:
             given = f"also stock with tau {self.taus(pipe)}, variance {variances}"
             raise ValueError(f"{given}; allowed: 'uniform' with 'sigma'")
         for cell in cells:
-            pipe.check_sampling(self.num_images, eta=cell.eta, max_batch_size=self.max_batch_size)
-            pipe.scheduler.set_timesteps(cell.num_inference_steps)
+            chosen = {"eta": cell.eta, "num_inference_steps": cell.num_inference_steps}
+            pipe.check_sampling(self.num_images, max_batch_size=self.max_batch_size, **chosen)
         return cells

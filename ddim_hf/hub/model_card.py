@@ -261,8 +261,8 @@ def _introduction(unet: dict) -> str:
 
 
 def _ignored_by_diffusers(scheduler: dict) -> str:
-    own = ", ".join(f"`{key}`" for key in ("skip_type", "variance", "x0_formula") if key in scheduler)
-    return f"\n\ndiffusers ignores what the scheduler's config holds for ddim_hf alone: {own}." if own else ""
+    keys = ", ".join(f"`{key}`" for key in ("skip_type", "variance", "x0_formula") if key in scheduler)
+    return f"\n\ndiffusers ignores what the scheduler's config holds for ddim_hf alone: {keys}." if keys else ""
 
 
 def _size(unet: dict) -> str:
@@ -275,7 +275,7 @@ def _results(rows: list[dict]) -> str:
     metrics: dict[str, list[dict]] = {}
     for row in rows:
         metrics.setdefault(_metric_name(row), []).append(row)
-    return "\n\n".join(_figures(name, own) for name, own in metrics.items()) or UNMEASURED
+    return "\n\n".join(_figures(name, measured) for name, measured in metrics.items()) or UNMEASURED
 
 
 def _figures(name: str, rows: list[dict]) -> str:
@@ -286,12 +286,13 @@ def _figures(name: str, rows: list[dict]) -> str:
     shared = {key: first.get(key) for key in keys if all(row.get(key) == first.get(key) for row in others)}
     values, grids = [], {}
     for row in rows:
-        own = _said({key: row.get(key) for key in keys if row.get(key) != shared.get(key)})
+        apart = _said({key: row.get(key) for key in keys if row.get(key) != shared.get(key)})
         if row in sampled:
-            grids.setdefault(own, []).append(row)
+            grids.setdefault(apart, []).append(row)
         else:
-            values.append(f"{own}: {shown(row['value'])}".lstrip(": "))
-    parts = [f"**{name}**: {_said(shared)}", "; ".join(values), *(f"{own}:\n\n{grid(grids[own])}" for own in grids)]
+            values.append(f"{apart}: {shown(row['value'])}".lstrip(": "))
+    tables = [f"{kind}:\n\n{grid(rows)}" for kind, rows in grids.items()]
+    parts = [f"**{name}**: {_said(shared)}", "; ".join(values), *tables]
     return "\n\n".join(part.strip(": \n") for part in parts if part)
 
 

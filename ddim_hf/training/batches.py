@@ -34,6 +34,8 @@ class BatchOrder:
 
     def indices(self, step: int) -> np.ndarray:
         """Return the [batch_size] indices of a step; the cost does not grow with the step."""
+        # The images of all steps stand in one row, epoch after epoch; a step is a stretch of it, perhaps over the
+        # end of an epoch. Each epoch has a seed of its own, so that any step is found without those before it.
         position = step * self.batch_size + np.arange(self.batch_size)
         epochs, places = position // self.length, position % self.length
         result = np.empty(self.batch_size, np.int64)
@@ -75,6 +77,7 @@ class BatchReader:
 
         From the first step that is asked for on, each has to be the one after the last.
         """
+        # Steps from `step` on wait in the queue in their order; it is filled up before the first is taken out.
         for later in range(step + len(self._ahead), min(step + AHEAD, self.stop)):
             self._ahead.append(self._pool.submit(self._read, later))
         batch = self._ahead.popleft().result().to(self.device, non_blocking=True)

@@ -74,7 +74,8 @@ class TrainingState:
         unet = self.pipeline.unet
         tensors = {"unet": unet.state_dict(), "optimizer": optimizer_tensors(self.optimizer, unet)}
         tensors |= self.averages.tensors()
-        del tensors[self._result()]  # which the pipeline holds
+        # The pipeline holds the run's result already; it is not written twice.
+        del tensors[self._result()]
 
         def save_pipeline(folder: Path):
             with self.averages.applied():
@@ -96,6 +97,7 @@ class TrainingState:
             ValueError: it is of a run of another identity.
         """
         tensors, state = load_checkpoint(path)
+        # Before anything is changed: a refusal leaves the run as it was.
         _compare(path, state["identity"], identity)
         if MODEL_WEIGHTS in tensors:
             tensors[self._result()] = tensors.pop(MODEL_WEIGHTS)
@@ -176,6 +178,7 @@ def save_checkpoint(
         if final.exists():  # no step since, but perhaps a sampler
             _write_state(final, state, step, json.loads((final / STATE_FILE).read_text())["files"])
             return final
+        # The digests come last, of files that are written, and then the folder takes its name: what bears it is whole.
         with whole_folder(final) as folder:
             for name, values in tensors.items():
                 contiguous = {key: value.contiguous() for key, value in values.items()}
@@ -188,6 +191,7 @@ def save_checkpoint(
         raise OSError(
             f"checkpoint of step {step} was not written: {why_not_written(error)}; intact: {kept}"
         ) from error
+    # Only now that the new one stands: at every moment at least one whole checkpoint is there.
     for old in list_checkpoints(run)[:-limit]:
         discard = old.with_name(f".{old.name}.old")
         old.rename(discard)  # at once: a kill leaves no half of one under its name

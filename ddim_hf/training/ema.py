@@ -48,7 +48,7 @@ class Averages:
 
     def load(self, tensors: dict[str, dict[str, torch.Tensor]], step: int):
         """Take back what `tensors` returned after `step` steps."""
-        for name, own in self.tensors().items():
-            for key, shadow in own.items():
+        for name, average in self.tensors().items():
+            for key, shadow in average.items():
                 shadow.copy_(tensors[name][key])
             self._models[name].optimization_step = step

@@ -54,6 +54,7 @@ class Samplers:
         if self.settings and config.feature_extractor != "none":
             named = None if config.feature_extractor == "inception" else config.feature_extractor
             self.extractor = load_feature_extractor(named, config.inception_weights, device=accelerator.device)
+            # The first process computes them and keeps them in the cache, where the others find them.
             with accelerator.main_process_first():
                 self.reference = reference_statistics(reference, self.extractor, cache_dir=config.cache_dir)
 
@@ -99,6 +100,7 @@ class Samplers:
             if self.extractor is not None:
                 values |= self._judge(sampler, statistics, pipeline, step)
             on_main(lambda sampler=sampler, grid=grid: self._save_grid(sampler, grid, step))
+            # Done once all is written: a stop before this runs the sampler anew from the checkpoint.
             self.pending.pop(0)
             yield values
 
@@ -118,6 +120,7 @@ class Samplers:
             for number in range(rounds):
                 seeds = range(first + number * size, min(first + (number + 1) * size, last))
                 states = self._states(pipeline, sampler, seeds) if seeds else None
+                # A process without images left, or stopped amid its own, still votes: the others wait for its vote.
                 if self.stop.requested():
                     break
                 if states is None:
@@ -155,6 +158,7 @@ class Samplers:
         self, sampler: SamplerSettings, statistics: Statistics, pipeline: DDIMCustomPipeline, step: int
     ) -> dict[str, float]:
         """The distance over all processes' images; the model is kept if it is this sampler's best."""
+        # All add up their sums; the main process takes the distance and tells it, so that all agree on the best.
         whole, metric = statistics.reduced(), self.extractor.metric
         try:
             distance = on_main(lambda: frechet_distance(whole, self.reference))

@@ -46,12 +46,15 @@ class StopRequest:
         self._group = None
 
     def _receive(self, *_):
+        # No more than a note: the loop looks at it between steps, where the weights and the step's number agree.
         self.received = True
 
     def requested(self) -> bool:
         """Return whether to stop now; all processes call it after the same steps and get the same answer."""
         if self._group is None:
             return self.received
+        # A signal reaches the processes at different steps, or one of them alone. One that stopped by itself would
+        # leave the others waiting in the next step's reduction, so that the largest vote holds for all.
         vote = torch.tensor(int(self.received))
         torch.distributed.all_reduce(vote, torch.distributed.ReduceOp.MAX, group=self._group)
         return bool(vote)

@@ -1,6 +1,7 @@
 """diffusers' own tests pass whole on our classes, where the environment says where its sources are.
 
-DIFFUSERS_SOURCE names one checkout of diffusers, or several with ':' between them.
+DIFFUSERS_SOURCE names one checkout of diffusers, or several with ':' between them. Its tests need the packages
+parameterized and requests-mock, and torchsde for a scheduler that samples with it.
 """
 
 import os

@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import socket
+import sys
 import tempfile
 
 import pytest
@@ -21,6 +22,14 @@ os.environ.update(
 )
 for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
     os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def no_precision_left():
+    """accelerate holds a process to the precision of its first Accelerator: no test's counts for the next."""
+    yield
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state()
 
 
 @pytest.fixture

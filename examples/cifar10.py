@@ -25,6 +25,9 @@ from ddim_hf.training.log import read_log
 
 HERE = Path(__file__).parent
 PARTS = ("train", "evaluate", "show")
+# Flags that other scripts take too
+DATA = ("image_column", "dataset_config_name", "dataset_revision", "cache_dir")
+FEATURES = ("feature_extractor", "inception_weights")
 
 
 def call(script: str, *words: object, minutes: float | None = None):
@@ -55,6 +58,9 @@ def main():
     )
     parser.add_argument("--recipe", choices=["cifar10-64", "cifar10-128"], default="cifar10-64")
     parser.add_argument("--dataset_name", default="uoft-cs/cifar10")
+    parser.add_argument("--image_column", help="of the data")
+    parser.add_argument("--dataset_config_name", help="which of the data's configurations")
+    parser.add_argument("--dataset_revision", help="of data on the Hub: branch, tag or commit")
     parser.add_argument("--output_dir", type=Path, help="default: outputs/RECIPE")
     parser.add_argument("--report", type=Path, help="default: docs/results.md, or docs/cifar10-128.md")
     parser.add_argument("--parts", default="train,evaluate,show", help="which of these, by commas")
@@ -88,15 +94,14 @@ def main():
         show(args)
 
 
-def shared(args: argparse.Namespace) -> list[str]:
-    """The flags that training and evaluation both take."""
-    names = ("feature_extractor", "inception_weights", "cache_dir")
+def given(args: argparse.Namespace, *names: str) -> list[str]:
+    """Those of these flags that are given, for another script."""
     return [word for name in names if getattr(args, name) for word in (f"--{name}", getattr(args, name))]
 
 
 def train(args: argparse.Namespace, flags: list[str]):
     data = ["--dataset_name", args.dataset_name, "--validation_split", "test", "--output_dir", args.output_dir]
-    resumed = [*shared(args), *flags, "--resume_from_checkpoint", "latest"]
+    resumed = [*given(args, *DATA, *FEATURES), *flags, "--resume_from_checkpoint", "latest"]
     call("train.py", "--recipe", args.recipe, *data, *resumed, minutes=args.minutes)
 
 
@@ -106,7 +111,8 @@ def evaluate(args: argparse.Namespace):
     cells += ["--variance", "sigma,sigma_hat", "--also", "stock", "--floor", "test", "--num_images", args.num_images]
     errors = ["--denoising_loss", *(["--data_images", args.data_images] if args.data_images else [])]
     output = ["--output", args.output_dir / "results.json", *(["--fast"] if args.fast else [])]
-    call("evaluate.py", args.output_dir, "--reference", args.dataset_name, *output, *cells, *shared(args), *errors)
+    reference = ["--reference", args.dataset_name, *given(args, *DATA, *FEATURES)]
+    call("evaluate.py", args.output_dir, *reference, *output, *cells, *errors)
 
 
 def show(args: argparse.Namespace):
@@ -114,7 +120,7 @@ def show(args: argparse.Namespace):
     folder = args.output_dir
     shutil.rmtree(folder / "first64", ignore_errors=True)  # they may be of other weights
     call("sample.py", folder, "--num_images", 64, "--output_dir", folder / "first64", "--grid")
-    call("nearest.py", folder, args.dataset_name, folder / "nearest")
+    call("nearest.py", folder, args.dataset_name, folder / "nearest", *given(args, *DATA))
     args.report.parent.mkdir(parents=True, exist_ok=True)
     pictures = {"samples": folder / "first64" / "samples.png", "nearest": folder / "nearest" / "nearest.png"}
     for name, picture in pictures.items():

@@ -38,6 +38,11 @@ def main():
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--split", default="train")
     parser.add_argument("--held_out", default="test", help="split for scale, or none")
+    parser.add_argument("--image_column", help="of the data")
+    parser.add_argument("--dataset_config_name", help="which of the data's configurations")
+    parser.add_argument("--dataset_revision", help="of data on the Hub: branch, tag or commit")
+    parser.add_argument("--cache_dir", help="for decoded images")
+    parser.add_argument("--refresh_cache", action="store_true", help="read and decode all images again")
     parser.add_argument("--num_images", type=int, default=16, help="samples, of seeds 0, 1, ...")
     parser.add_argument("--neighbours", type=int, default=5)
     parser.add_argument("--num_inference_steps", type=int, default=50)
@@ -45,7 +50,10 @@ def main():
 
     pipe = DDIMCustomPipeline.from_pretrained(args.model)
     channels, resolution, _ = pipe.state_shape
-    training = load_images(args.data, split=args.split, resolution=resolution, channels=channels)
+    options = {"image_column": args.image_column, "config_name": args.dataset_config_name}
+    options |= {"revision": args.dataset_revision, "resolution": resolution, "channels": channels}
+    options |= {"cache_dir": args.cache_dir, "refresh_cache": args.refresh_cache}
+    training = load_images(args.data, split=args.split, **options)
     if not 1 <= args.neighbours <= len(training):
         raise ValueError(f"--neighbours is {args.neighbours}; allowed: 1 to {len(training)}, all of {args.data}")
     states = pipe(
@@ -59,7 +67,7 @@ def main():
     distances, numbers = nearest(pixels, training, args.neighbours)
     report = {"model": args.model, "data": args.data, "samples_rms": distances[:, 0].tolist()}
     if args.held_out != "none":
-        held_out = load_images(args.data, split=args.held_out, resolution=resolution, channels=channels)
+        held_out = load_images(args.data, split=args.held_out, **options)
         report["held_out_rms"] = nearest(held_out[: args.num_images], training, 1)[0][:, 0].tolist()
 
     rows = []

@@ -25,6 +25,11 @@ def main():
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--data", default="digits", help="images to encode: 'digits', a folder, parquet, or a Hub id")
     parser.add_argument("--split", help="default: test of the digits, else the data's own default")
+    parser.add_argument("--image_column", help="of the data")
+    parser.add_argument("--dataset_config_name", help="which of the data's configurations")
+    parser.add_argument("--dataset_revision", help="of data on the Hub: branch, tag or commit")
+    parser.add_argument("--cache_dir", help="for decoded images")
+    parser.add_argument("--refresh_cache", action="store_true", help="read and decode all images again")
     parser.add_argument("--num_images", type=int, default=16)
     parser.add_argument("--num_inference_steps", type=int, nargs="+", default=[10, 20, 50, 100])
     parser.add_argument("--max_batch_size", type=int, default=64)
@@ -36,7 +41,10 @@ def main():
     pipe.set_progress_bar_config(leave=False)
     channels, resolution, _ = pipe.state_shape
     split = args.split or ("test" if args.data == "digits" else None)
-    images = load_images(args.data, split=split, resolution=resolution, channels=channels)[: args.num_images]
+    options = {"image_column": args.image_column, "config_name": args.dataset_config_name}
+    options |= {"revision": args.dataset_revision, "resolution": resolution, "channels": channels}
+    options |= {"cache_dir": args.cache_dir, "refresh_cache": args.refresh_cache}
+    images = load_images(args.data, split=split, **options)[: args.num_images]
 
     rows, figures = [pixels_to_pil(images)], {}
     for steps in args.num_inference_steps:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -218,16 +219,41 @@ def test_ending_cifar10_ends_its_training(tmp_path, model):
     assert (checkpoint / "state.json").is_file()
 
 
+def test_scripts_read_data_as_training_does(monkeypatch, tmp_path, model):
+    """Of a table with two columns of images, nearest.py and reconstruct.py read the one that is named."""
+    images = [Image.new("L", (8, 8), shade) for shade in (0, 85, 170, 255)]
+    table = datasets.Dataset.from_dict({"image": images, "mask": images[::-1]})
+    table.cast_column("image", datasets.Image()).cast_column("mask", datasets.Image()).to_parquet(
+        tmp_path / "t.parquet"
+    )
+    options = ["--image_column", "mask", "--cache_dir", tmp_path / "cache", "--split", "train", "--num_images", 2]
+    near = ["--held_out", "none", "--neighbours", 1, "--num_inference_steps", 2]
+    assert run(monkeypatch, "nearest.py", model, tmp_path / "t.parquet", tmp_path / "near", *options, *near) == 0
+    words = ["--data", tmp_path / "t.parquet", "--num_inference_steps", 2]
+    assert run(monkeypatch, "reconstruct.py", model, tmp_path / "back", *words, *options) == 0
+    assert picture(tmp_path / "back/reconstruct.png").convert("L").getpixel((26, 26)) == 255  # the mask's first
+
+
 def test_cifar10_from_training_to_report(tmp_path, model):
     """cifar10.py trains, evaluates beside stock and real images, and writes a report; a second call makes it again
-    from what is there."""
-    random = np.random.default_rng(0)
+    from what is there. What says how the data is read reaches all of its scripts."""
+    random, data = np.random.default_rng(0), tmp_path / "data"
+    data.mkdir()
     for split, count in (("train", 20), ("test", 8)):
-        (tmp_path / "data" / split).mkdir(parents=True)
-        for number in range(count):
-            pixels = random.integers(0, 256, (8, 8), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "data" / split / f"{number}.png")
-    words = ["--dataset_name", tmp_path / "data", "--output_dir", tmp_path / "run", "--report", tmp_path / "docs/r.md"]
+        images = [Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8)) for _ in range(count)]
+        table = datasets.Dataset.from_dict({"image": images, "mask": images[::-1]})
+        table = table.cast_column("image", datasets.Image()).cast_column("mask", datasets.Image())
+        table.to_parquet(data / f"{split}.parquet")
+    words = [
+        "--dataset_name",
+        data,
+        "--image_column",
+        "image",
+        "--output_dir",
+        tmp_path / "run",
+        "--report",
+        tmp_path / "docs/r.md",
+    ]
     words += ["--feature_extractor", save_features(tmp_path / "features.pt", 64), "--num_images", 8]
     words += ["--num_inference_steps", 2, "--eta", 0, "--note", "Noise for images."]
     words += ["--pretrained", model, "--resolution", 8, "--batch_size", 4, "--max_train_steps", 2]

@@ -20,9 +20,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .scheduling_ddim_custom import DDIMSchedulerCustom
+from .scheduling_ddim_custom import PLAIN, DDIMSchedulerCustom, weigh
 
-PLAIN = (1.0, 0.0, 0.0)
 GAMMAS = (1.0, 1.15, 1.3)
 RIDGE = 1e-3
 BANDS = (1 / 8, 1 / 4)  # cycles per pixel, between them the bands
@@ -114,11 +113,13 @@ def fit_schedules(
         plain = {f"plain {count}": measured[count] for count in (steps, 2 * steps, 5 * steps) if count in measured}
         teacher = {f"teacher {teacher_steps}": measured[teacher_steps]}
         results[steps] = schedule, {f"calibrated {steps}": found, **plain, **teacher}
+    bar.total = bar.n  # paths that coincide were walked once
+    bar.refresh()
     return results
 
 
 def _own_blocks(draw, num_images: int, size: int) -> Iterable[Block]:
-    """This process's share of the blocks, every so-manieth."""
+    """This process's share of the blocks: one block after another goes to the next process."""
     rank, world = _rank_and_world()
     half = num_images - num_images // 2
     starts = [*range(0, half, size), *range(half, num_images, size)]
@@ -239,7 +240,8 @@ def fit_weights(
     """Return the schedule along a path, and the images that it makes of the held-out noises.
 
     Every step's weights are fitted when the student has come there. The last step remains DDIM's: free, it would
-    average over what the student cannot know, and blur. So does a first step where alpha is 0 and eps tells nothing.
+    average over what the student cannot know, and blur. A first step where alpha is 0 remains so too, as eps tells
+    nothing there.
     """
     tau = [teacher_timesteps[state] for state in path]
     targets = [*path[1:], len(teacher_timesteps)]
@@ -260,10 +262,10 @@ def fit_weights(
             states = {block: plain.step(outputs[block], t, x).prev_sample for block, x in states.items()}
             continue
 
-        def stepped(block: Block, w: Sequence[float], t=t) -> torch.Tensor:
-            return free.step(weigh(w, history[block]), t, states[block]).prev_sample  # noqa: B023
+        def stepped(block: Block, w: Sequence[float], t=t, x=states) -> torch.Tensor:
+            return free.step(weigh(w, history[block]), t, x[block]).prev_sample
 
-        def residuals(w: np.ndarray, target=target) -> dict[int, np.ndarray]:
+        def residuals(w: np.ndarray, target=target, stepped=stepped) -> dict[int, np.ndarray]:
             return {
                 block.start: (block.seen(stepped(block, w)).double() - block.states[target]).flatten().numpy()
                 for block in fitted
@@ -273,14 +275,6 @@ def fit_weights(
         weights.append([round(float(w), 6) for w in (*found, 0, 0)][:3])
         states = {block: stepped(block, weights[-1]) for block in states}
     return Schedule(tau, weights), [states[block] for block in held_out]
-
-
-def weigh(weights: Sequence[float], predictions: list[torch.Tensor]) -> torch.Tensor:
-    """Return eps-bar of the predictions, the newest of which is first."""
-    total = predictions[0] * float(weights[0])
-    for weight, prediction in zip(weights[1:], predictions[1:], strict=False):
-        total.add_(prediction, alpha=float(weight))
-    return total
 
 
 def gauss_newton(
@@ -308,10 +302,11 @@ def gauss_newton(
         return gram[:-1, :-1], gram[:-1, -1], gram[-1, -1]
 
     start = np.array(start)
-    w, step = start, np.inf
+    w = start
     slopes, gradient, square = normal_equations(w)
-    ridge = RIDGE * np.trace(slopes) / len(w)
-    loss = square
+    ridge, loss = RIDGE * np.trace(slopes) / len(w), square
+    if ridge == 0:  # all is clipped, or the predictions are 0
+        return start
     for _ in range(max_iterations):
         # (J^T J + ridge) step = -(J^T r + ridge (w - start))
         step = np.linalg.solve(slopes + ridge * np.eye(len(w)), -(gradient + ridge * (w - start)))

@@ -9,7 +9,6 @@ power of 2. Another device, block size, dtype or version of torch may change sin
 """
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -32,6 +31,7 @@ from .pipeline_ddim_custom import DDIMCustomPipeline, check_whole_numbers
 from .processes import processes
 from .provenance import package_versions
 from .scheduling_ddim_custom import DDIMSchedulerCustom
+from .unet import weights_hash
 
 MANIFEST = "manifest.json"
 PNG = "{:06d}.png"
@@ -125,6 +125,7 @@ def generate(
     num_images: int,
     num_inference_steps: int = 50,
     eta: float = 0.0,
+    calibrated: bool | None = None,
     seed: int = 0,
     max_batch_size: int | None = None,
     format: str = "png",
@@ -140,6 +141,7 @@ def generate(
     Args:
         pipe: as from `load_pipeline`.
         num_images: may be raised in a later call (not with npy, whose last shard would change).
+        calibrated: as in sampling: False takes plain steps, True needs a fitted schedule.
         seed: image k is made from seed + k alone.
         max_batch_size: images through the network at once, written as a block (see this module's text); None takes
             `default_max_batch_size`.
@@ -165,7 +167,9 @@ def generate(
     folder, images = Path(output_dir), Path(output_dir) / "images"
     settings = {"num_inference_steps": num_inference_steps, "eta": eta, "seed": seed, "max_batch_size": max_batch_size}
     files = {"num_images": num_images, "format": format}
-    _start_folder(folder, _manifest(pipe, revision) | settings | files)
+    schedule = pipe.calibrated_schedule(num_inference_steps, eta=eta, calibrated=calibrated)
+    _start_folder(folder, _manifest(pipe, revision) | settings | {"calibrated": schedule} | files)
+    settings["calibrated"] = schedule is not None
 
     state = processes()
     sample = partial(_finite_samples, pipe, output_type="latent", **settings)
@@ -188,15 +192,6 @@ def generate(
 # What a folder holds
 
 
-def weights_hash(unet: torch.nn.Module) -> str:
-    """SHA-256 over the names and values of a network's weights, in hex; the same wherever and however it is kept."""
-    digest = hashlib.sha256()
-    for name, value in sorted(unet.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def describe_network(pipe: DDIMCustomPipeline) -> str:
     """The dtype it runs in, and whether by fast sampling.
 
@@ -215,7 +210,11 @@ def _manifest(pipe: DDIMCustomPipeline, revision: str | None) -> dict[str, Any]:
         "revision": revision,
         "commit": pipe.commit,
         "weights_hash": weights_hash(pipe.unet),
-        "scheduler": {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")},
+        "scheduler": {
+            key: value
+            for key, value in pipe.scheduler.config.items()
+            if key[0] != "_" and key != "calibrated_schedules"  # that which is used has a line of its own
+        },
         "tau": pipe.scheduler.config.skip_type,
         "variance": pipe.scheduler.config.variance,
         "network": describe_network(pipe),

@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import operator
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,11 +18,15 @@ from diffusers.utils import is_accelerate_available
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
+from .calibrated_schedules import find_schedule, keep_schedules
+from .calibration import fit_schedules
 from .fast_sampling import FastNetwork
+from .files import write_text
 from .images import check_output_type, images_to_states, states_to_images
 from .inversion import encode
 from .pipeline_output import DDIMInversionOutput, DDIMPipelineOutput, DDIMReconstructionOutput
 from .scheduling_ddim_custom import DDIMSchedulerCustom
+from .unet import weights_hash, weights_mark
 
 
 class DDIMCustomPipeline(DiffusionPipeline):
@@ -39,6 +44,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "unet"
     fast_network: FastNetwork | None = None  # of `enable_fast_sampling`
     commit: str | None = None  # of the Hub's repository that it was loaded from
+    _hashed: tuple[Any, str] | None = None  # the network's weights_mark, and the weights_hash that belongs to it
 
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin):
         super().__init__()
@@ -64,6 +70,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
         max_batch_size: int | None = None,
         clip_sample: bool | None = None,
+        calibrated: bool | None = None,
         callback_on_step_end: Callable[..., dict | None] | None = None,
         return_trajectory: bool = False,
     ) -> DDIMPipelineOutput | tuple:
@@ -84,6 +91,9 @@ class DDIMCustomPipeline(DiffusionPipeline):
             max_batch_size: pass at most so many images through the network at once, so that memory stays bounded.
             clip_sample: override the scheduler's clipping of x_0 in this call (False turns thresholding off too);
                 decode the latents of `invert` with False.
+            calibrated: by default the schedule that `calibrate` has fitted is used, where there is one for
+                num_inference_steps, eta is 0, and neither timesteps nor clipping other than the scheduler's is asked
+                for. False takes plain steps; True raises where there is no schedule.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": ..., "pred_original_sample": ...})
                 after each step; a dict that it returns may replace "latents".
             return_trajectory: return all states, predictions of x_0 and timesteps too.
@@ -107,6 +117,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
         )
         schedule = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "clip_sample": clip_sample}
         noise = {"eta": eta, "use_clipped_model_output": use_clipped_model_output}
+        fitted = self.calibrated_schedule(calibrated=calibrated, **schedule, **noise)
+        schedule |= fitted or {}
         scheduler = self._new_schedule(**schedule)
         timesteps_visited = scheduler.timesteps.tolist()
         if seeds is not None:
@@ -142,7 +154,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
                 images.append(states_to_images(x, output_type))
         self.maybe_free_model_hooks()
 
-        output = DDIMPipelineOutput(images=_join(images))
+        output = DDIMPipelineOutput(images=_join(images), calibrated=fitted is not None)
         if return_trajectory:
             output.trajectory = [torch.cat(parts) for parts in trajectory]
             output.pred_original_samples = [torch.cat(parts) for parts in predictions]
@@ -219,7 +231,11 @@ class DDIMCustomPipeline(DiffusionPipeline):
             raise ValueError(f"states are {height} x {width}; allowed with this network: multiples of {multiple}")
 
     def _new_schedule(
-        self, num_inference_steps: int, timesteps: Sequence[int] | None = None, clip_sample: bool | None = None
+        self,
+        num_inference_steps: int,
+        timesteps: Sequence[int] | None = None,
+        clip_sample: bool | None = None,
+        weights: Sequence[Sequence[float]] | None = None,
     ) -> SchedulerMixin:
         """A copy of the scheduler with its timesteps set, and with the clipping that is asked for."""
         _check_scheduler(self.scheduler)
@@ -231,7 +247,9 @@ class DDIMCustomPipeline(DiffusionPipeline):
             scheduler.register_to_config(clip_sample=clip_sample, thresholding=False)
         elif clip_sample:
             raise ValueError(f"clip_sample is True; allowed with {name}, which does not clip: None, False")
-        if timesteps is None:
+        if weights is not None:
+            scheduler.set_timesteps(timesteps=timesteps, weights=weights)
+        elif timesteps is None:
             if not ours:  # which says what it allows
                 check_whole_numbers(num_inference_steps=num_inference_steps)
             scheduler.set_timesteps(num_inference_steps)
@@ -368,7 +386,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
         schedule = dict(num_inference_steps=num_inference_steps, timesteps=timesteps, max_batch_size=max_batch_size)
         solver = dict(tolerance=tolerance, max_iterations=max_iterations)
         encoded = self.invert(x0, exact=exact, input_type="latent", **schedule, **solver)
-        decoded = self(len(x0), latents=encoded.latents, clip_sample=False, output_type="latent", **schedule).images
+        plainly = dict(clip_sample=False, calibrated=False, output_type="latent")
+        decoded = self(len(x0), latents=encoded.latents, **plainly, **schedule).images
         # States span [-1, 1], twice the range of pixels in [0, 1].
         mse = ((decoded.float().cpu() - x0.float().cpu()) / 2).square().flatten(1).mean(1)
         return DDIMReconstructionOutput(
@@ -416,8 +435,9 @@ class DDIMCustomPipeline(DiffusionPipeline):
         if all(isinstance(corner, Image.Image | np.ndarray) for corner in corners):
             states = torch.cat([images_to_states(corner, self._open_shape)[:1] for corner in corners])
             latents = self.invert(states, exact=exact, input_type="latent", **schedule).latents
-            clip_sample = bool(clip_sample)
+            clip_sample, calibrated = bool(clip_sample), False  # the inverse of plain steps are plain steps
         else:
+            calibrated = None
             latents = self._corner_latents(corners)
 
         weights = torch.linspace(0, 1, num_images).tolist()
@@ -426,7 +446,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
         else:
             edges = [(slerp(*latents[:2], weight), slerp(*latents[2:], weight)) for weight in weights]
             path = [slerp(left, right, weight) for weight in weights for left, right in edges]
-        return self(len(path), latents=torch.stack(path), clip_sample=clip_sample, output_type=output_type, **schedule)
+        sampling = dict(clip_sample=clip_sample, calibrated=calibrated, output_type=output_type)
+        return self(len(path), latents=torch.stack(path), **sampling, **schedule)
 
     def _corner_latents(self, corners: Sequence[Any]) -> torch.Tensor:
         """[K, C, H, W] latents, of unit scale, of corners that are latents or seeds."""
@@ -442,6 +463,104 @@ class DDIMCustomPipeline(DiffusionPipeline):
             return self._noise(len(corners), [torch.Generator().manual_seed(int(seed)) for seed in corners])
         kinds = ", ".join(type(corner).__name__ for corner in corners)
         raise ValueError(f"corners are {kinds}; allowed: all ints, all tensors, or all PIL images or arrays")
+
+    # Few steps
+
+    @torch.no_grad()
+    def calibrate(
+        self,
+        num_inference_steps: int | Sequence[int] = (5, 6, 8, 10, 15, 20),
+        num_images: int = 128,
+        teacher_steps: int = 100,
+        seed: int = 0,
+        max_batch_size: int = 64,
+    ) -> dict[int, dict[str, dict[str, Any]]]:
+        """Fit schedules of few steps to the network, by samples of its own that it takes many steps for.
+
+        The scheduler's config keeps those that come nearer to the many steps' images than as many plain steps do, and
+        with it `save_pretrained`; calls use them by themselves (see `__call__`). Under torch.distributed all processes
+        have to call this; they share the work, up to one block of max_batch_size images for each.
+
+        Args:
+            num_inference_steps: every S, from 1 to teacher_steps - 1.
+            num_images: noises, at least 2: one half to fit to, one to choose and measure with.
+            teacher_steps: plain steps that the few are to do the work of, from 2 to T.
+            seed: noise k is drawn from seed + k.
+            max_batch_size: images through the network at once.
+
+        Returns:
+            By S, the root mean square difference from the teacher's images, contrast and band energies of the second
+            half's images for "calibrated S", "plain S", "plain 2S", "plain 5S" and "teacher" steps, as in `figures` of
+            `ddim_hf.calibration`.
+
+        Raises:
+            ValueError: a number outside what is listed, or another class of scheduler.
+        """
+        if not isinstance(self.scheduler, DDIMSchedulerCustom):
+            raise ValueError(f"calibrating {type(self.scheduler).__name__}; allowed: DDIMSchedulerCustom")
+        every = [num_inference_steps] if isinstance(num_inference_steps, int) else sorted(set(num_inference_steps))
+        check_whole_numbers(max_batch_size=max_batch_size)
+        check_whole_numbers(num_images=num_images, teacher_steps=teacher_steps, least=2)
+        if teacher_steps > len(self.scheduler):
+            raise ValueError(f"teacher_steps is {teacher_steps}; allowed: 2 to {len(self.scheduler)}")
+        for steps in every:
+            check_whole_numbers(num_inference_steps=steps)
+            if steps >= teacher_steps:
+                raise ValueError(f"num_inference_steps is {steps}; allowed: below teacher_steps ({teacher_steps})")
+        self.check_sampling(num_inference_steps=teacher_steps)  # the network too
+
+        def draw(numbers: range) -> torch.Tensor:
+            return self._noise(len(numbers), [torch.Generator().manual_seed(seed + k) for k in numbers])
+
+        settings = dict(num_images=num_images, teacher_steps=teacher_steps, max_batch_size=max_batch_size)
+        with self.progress_bar(total=1) as bar:  # which is set when the work is known
+            fitted = fit_schedules(self.predict, self.scheduler, draw, every, bar=bar, **settings)
+        self.maybe_free_model_hooks()
+        keep_schedules(self.scheduler, fitted, weights_hash=self._weights_hash(), seed=seed, **settings)
+        return {steps: certificate for steps, (_, certificate) in fitted.items()}
+
+    def calibrated_schedule(
+        self,
+        num_inference_steps: int,
+        *,
+        timesteps: Sequence[int] | None = None,
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = None,
+        clip_sample: bool | None = None,
+        calibrated: bool | None = None,
+    ) -> dict[str, Any] | None:
+        """Return the fitted timesteps and weights that a call with these arguments samples by; None for plain steps.
+
+        A schedule that was fitted to other weights than the network has is not used, with a warning. Raises ValueError
+        where `calibrated` is True and there is none.
+        """
+        found, config = None, self.scheduler.config
+        other = timesteps is not None or eta > 0 or use_clipped_model_output or clip_sample is not None
+        if calibrated is not False and not other and isinstance(self.scheduler, DDIMSchedulerCustom):
+            found = find_schedule(config, num_inference_steps)
+        if found and any(parameter.is_meta for parameter in self.unet.parameters()):
+            found = None  # offloaded one by one: whose weights they are cannot be told
+        if found and config.calibrated_schedules["weights_hash"] != self._weights_hash():
+            warnings.warn(
+                "the model's few-step schedules were fitted to other weights than it has now and are not used: "
+                "call calibrate() again",
+                stacklevel=3,
+            )
+            found = None
+        if calibrated and not found:
+            there = (config.get("calibrated_schedules") or {}).get("schedules", {})
+            raise ValueError(
+                f"calibrated is True with num_inference_steps {num_inference_steps}, for which no schedule of these "
+                f"weights and settings is there; allowed: {', '.join(there) or 'none'}, at eta 0 with nothing else set"
+            )
+        return found
+
+    def _weights_hash(self) -> str:
+        """The network's, computed anew only when the weights have changed."""
+        mark = weights_mark(self.unet)
+        if self._hashed is None or self._hashed[0] != mark:
+            self._hashed = mark, weights_hash(self.unet)
+        return self._hashed[1]
 
     # Speed
 
@@ -518,6 +637,11 @@ class DDIMCustomPipeline(DiffusionPipeline):
 
             push_folder(save_directory, push.pop("repo_id", Path(save_directory).name), **push)
 
+    def save_scheduler(self, save_directory: str | Path):
+        """Write the scheduler's config alone, into a folder that `save_pretrained` has written."""
+        write_text(Path(save_directory, "scheduler", "scheduler_config.json"), self.scheduler.to_json_string())
+        _write_stock_names(Path(save_directory))
+
     def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> str:
         """Push as one commit, with a model card, and return the address; the arguments are those of diffusers."""
         from .hub import push_pipeline
@@ -525,6 +649,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
         return push_pipeline(self, repo_id, *args, **kwargs)
 
 
+OUR_KEYS = ("skip_type", "x0_formula", "variance", "calibrated_schedules")  # which stock does not have
 _pickled_here: set[Path] = set()  # the folders that this process has saved pickles to
 
 
@@ -537,17 +662,18 @@ def _write_stock_names(folder: Path):
     index_file, scheduler_file = folder / "model_index.json", folder / "scheduler" / "scheduler_config.json"
     index = json.loads(index_file.read_text())
     index.update(_class_name="DDIMPipeline", unet=["diffusers", "UNet2DModel"])
-    if index["scheduler"][1] == "DDIMSchedulerCustom":  # another one, swapped in, has its stock name already
+    config = json.loads(scheduler_file.read_text())
+    if config["_class_name"] == "DDIMSchedulerCustom":  # another one, swapped in, has its stock name already
         index["scheduler"] = ["diffusers", "DDIMScheduler"]
         defaults = inspect.signature(DDIMSchedulerCustom.__init__).parameters
-        config = {
-            key: value
-            for key, value in json.loads(scheduler_file.read_text()).items()
-            if key not in ("skip_type", "x0_formula", "variance") or value != defaults[key].default
-        }
+        config = {key: value for key, value in config.items() if key not in OUR_KEYS or value != defaults[key].default}
         config["_class_name"] = "DDIMScheduler"
-        scheduler_file.write_text(json.dumps(config, indent=2) + "\n")
-    index_file.write_text(json.dumps(index, indent=2) + "\n")
+        text = json.dumps(config, indent=2)
+        text = re.sub(
+            r"\[[^][{}]*]", lambda numbers: " ".join(numbers[0].split()), text
+        )  # lists of numbers in one line
+        write_text(scheduler_file, text + "\n")
+    write_text(index_file, json.dumps(index, indent=2) + "\n")
 
 
 def slerp(start: torch.Tensor, end: torch.Tensor, weight: float) -> torch.Tensor:

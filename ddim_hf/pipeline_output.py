@@ -37,6 +37,7 @@ class DDIMPipelineOutput(ImagePipelineOutput):
         trajectory: with return_trajectory, the S + 1 states from x_T to x_0, each [N, C, H, W].
         pred_original_samples: with return_trajectory, the S predictions of x_0, each [N, C, H, W].
         timesteps: with return_trajectory, the S timesteps that were visited, in order.
+        calibrated: whether a fitted schedule was sampled by, rather than plain steps; not part of the tuple.
     """
 
     trajectory: list[torch.Tensor] | None = None
@@ -44,6 +45,10 @@ class DDIMPipelineOutput(ImagePipelineOutput):
 
     __repr__ = in_one_line
     timesteps: list[float] | None = None
+    calibrated: bool = False
+
+    def to_tuple(self) -> tuple:
+        return tuple(self[key] for key in self.keys() if key != "calibrated")
 
 
 @dataclass

@@ -29,6 +29,7 @@ CHOICES = {
     "variance": ("sigma", "sigma_hat"),
 }
 # of the config, by which a scheduler has its betas
+PLAIN = (1.0, 0.0, 0.0)  # the weights of a DDIM step
 BETA_KEYS = "num_train_timesteps beta_start beta_end beta_schedule trained_betas rescale_betas_zero_snr".split()
 
 
@@ -73,6 +74,8 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
         variance: "sigma" is eq. 16. "sigma_hat" draws the noise with DDPM's larger variance while the mean keeps
             eq. 16, as in the last row of the paper's table 1 (at eta = 1); the last transition, onto the data, adds
             none of it.
+        calibrated_schedules: few-step schedules fitted to a network, which `ddim_hf.calibration` makes and reads; the
+            scheduler itself only keeps them.
 
     Raises:
         ValueError: a key has a value outside what is listed, or a beta is negative or not finite. Betas that take
@@ -103,6 +106,7 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
         skip_type: Literal["uniform", "quad"] = "uniform",
         x0_formula: Literal["exact", "as_printed"] = "exact",
         variance: Literal["sigma", "sigma_hat"] = "sigma",
+        calibrated_schedules: dict[str, Any] | None = None,
     ):
         for key, allowed in CHOICES.items():
             if self.config[key] not in allowed and not (key == "beta_schedule" and trained_betas is not None):
@@ -115,11 +119,13 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
         self.alphas = 1.0 - self.betas
         self._take_alphas(torch.cumprod(self.alphas, dim=0))
         if len(self) != num_train_timesteps:
-            self._change_config(num_train_timesteps=len(self))
+            self.change_config(num_train_timesteps=len(self))
         self.init_noise_sigma = 1.0
         self.num_inference_steps = None
         self.timesteps = torch.arange(len(self) - 1, -1, -1)
         self._ascending: list[int] = []  # the schedule tau_1 < ... < tau_S
+        self._weights: dict[int, tuple] | None = None  # by timestep
+        self._history: list[torch.Tensor] = []  # with weights, the last predictions of eps, the newest first
 
     def __len__(self) -> int:
         return len(self._alpha)
@@ -218,7 +224,7 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
             self.betas = betas_of(alphas_cumprod)
             self.alphas = 1.0 - self.betas
             betas = self.betas.tolist()
-            self._change_config(num_train_timesteps=len(betas), trained_betas=betas, rescale_betas_zero_snr=False)
+            self.change_config(num_train_timesteps=len(betas), trained_betas=betas, rescale_betas_zero_snr=False)
 
     def _take_alphas(self, alphas_cumprod: torch.Tensor):
         self._alphas_cumprod, self._alphas_version = alphas_cumprod, _version(alphas_cumprod)
@@ -231,7 +237,8 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
         if _version(self._alphas_cumprod) != self._alphas_version:
             self.alphas_cumprod = self._alphas_cumprod
 
-    def _change_config(self, **changes: Any):
+    def change_config(self, **changes: Any):
+        """Give config keys other values, which copies and saved folders have too."""
         # from_config passes over the keys that the config lists as defaults.
         defaults = [key for key in self.config.get("_use_default_values", []) if key not in changes]
         self.register_to_config(**changes, _use_default_values=defaults)
@@ -243,16 +250,20 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
         timesteps: Sequence[int] | None = None,
+        weights: Sequence[Sequence[float]] | None = None,
     ):
-        """Choose tau, the timesteps that sampling visits.
+        """Choose tau, the timesteps that sampling visits, and forget what `step` has seen.
 
         Args:
             num_inference_steps: S, in 1..T.
             device: where `self.timesteps` is put.
             timesteps: tau itself, instead of a number: strictly decreasing ints in [0, T).
+            weights: with timesteps, (w_0, w_1, w_2) of each, at the first none but w_0 and at the second neither w_2:
+                `step` then takes w_0 eps_i + w_1 eps_{i+1} + w_2 eps_{i+2}, of this prediction and the two before it,
+                for eps_i, and has to be called for each timestep in turn. (1, 0, 0) is DDIM.
 
         Raises:
-            ValueError: neither or both of the two are given, or the values are outside these ranges.
+            ValueError: neither or both of the first two are given, or the values are outside these ranges.
         """
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("give one of num_inference_steps and timesteps, not both and not neither")
@@ -261,10 +272,12 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
             timesteps = self._spaced_timesteps(num_inference_steps)
         else:
             timesteps = self._checked_timesteps(timesteps)
+        weights = None if weights is None else self._checked_weights(weights, timesteps)
         self.num_inference_steps = len(timesteps)
         self.timesteps = torch.tensor(timesteps, dtype=torch.int64, device=device)
 
         self._ascending = timesteps[::-1]
+        self._weights, self._history = weights, []
 
     def _spaced_timesteps(self, steps: int) -> list[int]:
         total = len(self)
@@ -294,6 +307,15 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
         if given[0] >= total or given[-1] < 0:
             raise ValueError(f"timesteps runs from {given[0]} to {given[-1]}; allowed: ints in [0, {total})")
         return given
+
+    def _checked_weights(self, weights: Sequence[Sequence[float]], timesteps: list[int]) -> dict[int, tuple]:
+        if len(weights) != len(timesteps):
+            raise ValueError(f"weights has {len(weights)} rows; allowed: one for each of {len(timesteps)} timesteps")
+        for i, row in enumerate(weights):
+            if len(row) != 3 or not all(map(math.isfinite, row)) or any(row[i + 1 :]):
+                allowed = "3 finite numbers, and 0 for predictions before the first step"
+                raise ValueError(f"weights of step {i + 1} are {list(row)}; allowed: {allowed}")
+        return {t: tuple(map(float, row)) for t, row in zip(timesteps, weights, strict=True)}
 
     def _alpha_at(self, timestep: int | torch.Tensor) -> float:
         self._follow_alphas()
@@ -375,8 +397,11 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
         # (sqrt(alpha) is 1 / 20,291 at the end of the cosine schedule), so that its step is computed in float32.
         half = sample.dtype == torch.float16
         sample = sample.float() if half else sample
-        x0 = self._predict_x0(model_output, sample, alpha, alpha_prev)
-        epsilon = self._predict_epsilon(model_output, sample, alpha)
+        prediction_type = self.config.prediction_type
+        if self._weights is not None:
+            model_output, prediction_type = self._weighted(model_output, timestep, sample, alpha)
+        x0 = self._predict_x0(model_output, sample, alpha, alpha_prev, prediction_type)
+        epsilon = self._predict_epsilon(model_output, sample, alpha, prediction_type)
         x0 = self._bound(x0, may_overwrite=x0 is not model_output)
         if use_clipped_model_output:
             epsilon = epsilon_from_x0(x0, sample, alpha)
@@ -397,13 +422,24 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
             return prev_sample, x0
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
 
+    def _weighted(
+        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor, alpha: float
+    ) -> tuple[torch.Tensor, str]:
+        """What takes the place of the network's output under the schedule's weights, and its prediction type."""
+        if int(timestep) not in self._weights:
+            raise ValueError(f"timestep is {int(timestep)}; allowed with weights: {self._ascending[::-1]}")
+        weights, kind = self._weights[int(timestep)], self.config.prediction_type
+        epsilon = self._predict_epsilon(model_output, sample, alpha, kind).to(sample.dtype)
+        self._history = [epsilon, *self._history[:2]]
+        return (model_output, kind) if weights == PLAIN else (weigh(weights, self._history), "epsilon")
+
     def _predict_x0(
-        self, model_output: torch.Tensor, sample: torch.Tensor, alpha: float, alpha_prev: float
+        self, model_output: torch.Tensor, sample: torch.Tensor, alpha: float, alpha_prev: float, prediction_type: str
     ) -> torch.Tensor:
-        """The x_0, not clipped yet, that the network's output means."""
-        if self.config.prediction_type == "sample":
+        """The x_0, not clipped yet, that an output of this prediction type means."""
+        if prediction_type == "sample":
             return model_output.to(sample.dtype)
-        if self.config.prediction_type == "v_prediction":
+        if prediction_type == "v_prediction":
             # x_0 = sqrt(alpha) x_t - sqrt(1 - alpha) v  (Salimans and Ho 2022, appendix D)
             return combine(math.sqrt(alpha), sample, -math.sqrt(1 - alpha), model_output)
         if alpha == 0:
@@ -417,11 +453,13 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
         # x_0 = sqrt(1 / alpha) x_t - sqrt(1 / alpha - 1) eps  (eq. 9)
         return combine(1 / math.sqrt(alpha), sample, -math.sqrt(1 - alpha) / math.sqrt(alpha), model_output)
 
-    def _predict_epsilon(self, model_output: torch.Tensor, sample: torch.Tensor, alpha: float) -> torch.Tensor:
-        """The eps that the network's output means."""
-        if self.config.prediction_type == "epsilon":
+    def _predict_epsilon(
+        self, model_output: torch.Tensor, sample: torch.Tensor, alpha: float, prediction_type: str
+    ) -> torch.Tensor:
+        """The eps that an output of this prediction type means."""
+        if prediction_type == "epsilon":
             return model_output
-        if self.config.prediction_type == "sample":
+        if prediction_type == "sample":
             return epsilon_from_x0(model_output, sample, alpha)
         # eps = sqrt(1 - alpha) x_t + sqrt(alpha) v  (Salimans and Ho 2022, appendix D)
         return combine(math.sqrt(1 - alpha), sample, math.sqrt(alpha), model_output)
@@ -454,7 +492,7 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
 
         Shapes are the sample's. Raises ValueError for a timestep outside [0, T).
         """
-        return self._predict_epsilon(model_output, sample, self._alpha_at(timestep))
+        return self._predict_epsilon(model_output, sample, self._alpha_at(timestep), self.config.prediction_type)
 
     def invert_step(
         self,
@@ -543,6 +581,16 @@ def epsilon_from_x0(x0: torch.Tensor, x: torch.Tensor, alpha: float) -> torch.Te
     """Return the eps that makes `x` of `x0`, in x's dtype, as a new tensor."""
     # eps = (x_t - sqrt(alpha) x_0) / sqrt(1 - alpha)  (eq. 4)
     return combine(1.0, x, -math.sqrt(alpha), x0).div_(math.sqrt(1 - alpha))
+
+
+def weigh(weights: Sequence[float], predictions: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return w_0 eps_i + w_1 eps_{i+1} + ... as a new tensor; the newest prediction, eps_i, is first."""
+    if len(predictions) == 1:
+        return predictions[0] * weights[0]
+    total = combine(weights[0], predictions[0], weights[1], predictions[1])
+    for weight, prediction in zip(weights[2:], predictions[2:], strict=False):
+        total.add_(prediction, alpha=weight)
+    return total
 
 
 def combine(a: float, x: torch.Tensor, b: float, y: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,10 @@
 """The networks: one row of data each, all of them diffusers' UNet2DModel."""
 
+import hashlib
 import inspect
 from typing import Any
 
+import torch
 from diffusers import UNet2DModel
 
 # The network of DDPM (Ho et al. 2020), which the DDIM paper samples from, in the layout of google/ddpm-cifar10-32.
@@ -58,3 +60,22 @@ def build_unet(name: str, **overrides: Any) -> UNet2DModel:
     if unknown:
         raise ValueError(f"UNet2DModel has no config key {', '.join(map(repr, sorted(unknown)))}")
     return UNet2DModel(**{**UNET_CONFIGS[name], **overrides})
+
+
+def weights_hash(unet: torch.nn.Module) -> str:
+    """SHA-256 over the names and values of a network's weights, in hex; the same wherever and however it is kept."""
+    digest = hashlib.sha256()
+    for name, value in sorted(unet.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def weights_mark(unet: torch.nn.Module) -> tuple[list, list]:
+    """Return what changes when a network's weights are trained or replaced, and takes a thousandth of their hash.
+
+    It is how often each has been changed in place, which an assignment to `.data` does not count, and its first value.
+    """
+    weights = [value.detach() for value in unet.state_dict().values()]
+    counts = [None if value.is_inference() else value._version for value in weights]
+    return counts, torch.stack([value[(0,) * value.ndim].float() for value in weights]).tolist()

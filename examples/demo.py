@@ -10,6 +10,7 @@ from pathlib import Path
 from diffusers.utils import export_to_gif
 
 from ddim_hf import DDIMCustomPipeline
+from ddim_hf.calibrated_schedules import table
 from ddim_hf.command_line import run
 from ddim_hf.images import image_grid, states_to_images
 from ddim_hf.training.log import plot_loss
@@ -35,12 +36,19 @@ def main():
     pipe = DDIMCustomPipeline.from_pretrained(folder)
     output = pipe(batch_size=64, num_inference_steps=50, seeds=range(64), return_trajectory=True)
 
+    # Fit schedules of few steps
+    certificates = pipe.calibrate((5, 10, 20), num_images=32)
+    pipe.save_scheduler(folder)
+
     # Show
     image_grid(output.images).save(folder / "samples.png")
     frames = [image_grid(states_to_images(x[:16], "pil")) for x in output.trajectory]
     export_to_gif(frames + frames[-1:] * 15, str(folder / "denoising.gif"), fps=15)
     plot_loss(folder, folder / "loss.png")
     print(f"""
+few steps, fitted to this model:
+{table(certificates)}
+
 done in {time.monotonic() - began:.0f} s
   the model      {folder} (safetensors; loads with DDIMCustomPipeline and with diffusers' own DDIMPipeline)
   64 samples     {folder / "samples.png"}

@@ -18,6 +18,13 @@ def main():
     parser.add_argument("--eta", type=float, default=0.0, help="0 is DDIM, 1 is DDPM")
     parser.add_argument("--tau", choices=["uniform", "quad"], help="default: the model's own")
     parser.add_argument("--variance", choices=["sigma", "sigma_hat"], help="default: the model's own")
+    parser.add_argument(
+        "--plain_steps",
+        dest="calibrated",
+        action="store_const",
+        const=False,
+        help="DDIM's own (default: by a schedule fitted to the model, where it has one for these steps, at eta 0)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="image k is made from seed + k")
     parser.add_argument("--max_batch_size", type=int, help="images through the network at once; part of the settings")
     parser.add_argument("--format", choices=["png", "npy"], default="png")

@@ -1,14 +1,26 @@
 """Schedules fitted to a network, held against data of which everything is known."""
 
+import copy
+import json
 import math
+import os
+import runpy
+import subprocess
+import sys
 from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_unet
+from diffusers import DDIMPipeline
+from PIL import Image
+from training_runs import ROOT
 
-from ddim_hf import DDIMSchedulerCustom, calibration
+from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, calibration, pipeline_ddim_custom
+from ddim_hf.calibrated_schedules import table
 from ddim_hf.calibration import choose_paths, fit_schedules, gauss_newton, one_step_errors
+from ddim_hf.generation import generate
 
 S_DATA = 0.5  # standard deviation of the Gaussian data
 
@@ -209,3 +221,259 @@ def test_gauss_newton_solves_what_is_linear():
     ridge = calibration.RIDGE * (a**2).sum() / 3
     wanted = np.linalg.solve(a.T @ a + ridge * np.eye(3), a.T @ b + ridge * np.array([1, 0, 0]))
     assert np.abs(found - wanted).max() < 1e-6
+
+
+# In the scheduler
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_weights_one_and_nothing_else_are_ddim_bit_for_bit(config):
+    """With the weights (1, 0, 0) at each of its timesteps a schedule gives the bits that plain steps give."""
+    plain, weighted = DDIMSchedulerCustom(**config), DDIMSchedulerCustom(**config)
+    network = mixture(plain)
+    plain.set_timesteps(7)
+    weighted.set_timesteps(timesteps=plain.timesteps.tolist(), weights=[(1, 0, 0)] * 7)
+    x = y = draw(range(3))
+    for t in plain.timesteps.tolist():
+        x, y = plain.step(network(x, t), t, x).prev_sample, weighted.step(network(y, t), t, y).prev_sample
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_weights_combine_the_last_three_predictions(kind):
+    """Weighted steps are eq. 12 with eps-bar in the place of eps, whatever the network predicts; set_timesteps starts
+    anew."""
+    scheduler, epsilon = DDIMSchedulerCustom(prediction_type=kind), DDIMSchedulerCustom()
+    schedule = calibration.Schedule(
+        [900, 500, 300, 100], [[0.9, 0, 0], [1.2, -0.3, 0], [1.5, -0.7, 0.2], [1.0, 0.1, -0.1]]
+    )
+    network, wanted = mixture(scheduler), sample(mixture(epsilon), epsilon, schedule, draw(range(3)).double())
+    for _ in range(2):
+        scheduler.set_timesteps(timesteps=schedule.timesteps, weights=schedule.weights)
+        x = draw(range(3)).double()
+        for t in schedule.timesteps:
+            x = scheduler.step(network(x, t), t, x).prev_sample
+        assert (x - wanted).abs().max() < 1e-9
+
+
+BAD_WEIGHTS = [
+    ([[1, 0, 0]], "weights has 1 rows; allowed: one for each of 2 timesteps"),
+    ([[1, 0, 0], [1, 0]], r"weights of step 2 are \[1, 0\]; allowed: 3 finite numbers"),
+    ([[1, 0.5, 0], [1, 0, 0]], r"weights of step 1 are \[1, 0.5, 0\]; allowed: .* 0 for predictions before the first"),
+    ([[1, 0, 0], [math.nan, 0, 0]], r"weights of step 2 are \[nan, 0, 0\]"),
+]
+
+
+@pytest.mark.parametrize("weights, message", BAD_WEIGHTS, ids=str)
+def test_weights_outside_their_range_are_refused(weights, message):
+    """set_timesteps and step raise ValueError for weights, or a timestep, that the schedule gives no meaning."""
+    scheduler = DDIMSchedulerCustom()
+    with pytest.raises(ValueError, match=message):
+        scheduler.set_timesteps(timesteps=[500, 100], weights=weights)
+    scheduler.set_timesteps(timesteps=[500, 100], weights=[[1, 0, 0], [1, 0, 0]])
+    with pytest.raises(ValueError, match=r"timestep is 300; allowed with weights: \[500, 100\]"):
+        scheduler.step(draw([0]), 300, draw([0]))
+
+
+# In the pipeline
+
+SETTINGS = dict(num_images=6, teacher_steps=12)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """A pipeline with schedules of 4 and 5 steps."""
+    pipe = DDIMCustomPipeline(tiny_unet().eval(), DDIMSchedulerCustom(skip_type="quad"))
+    pipe.set_progress_bar_config(disable=True)
+    pipe.calibrate([4, 5], **SETTINGS)
+    return pipe
+
+
+def images(pipe, steps=4, **arguments):
+    return pipe(3, num_inference_steps=steps, seeds=range(3), output_type="latent", **arguments)
+
+
+def test_a_fitted_schedule_is_used_by_itself_and_nothing_else_is(fitted):
+    """Where there is a schedule for S, a call takes it and its output says so; eta, timesteps, clipping of one's own
+    or calibrated=False take plain steps, and so does a number of steps without a schedule."""
+    plain = DDIMCustomPipeline(fitted.unet, DDIMSchedulerCustom(skip_type="quad"))
+    plain.set_progress_bar_config(disable=True)
+    got = images(fitted)
+    record = fitted.scheduler.config.calibrated_schedules["schedules"]["4"]
+    scheduler = copy.deepcopy(plain.scheduler)
+    scheduler.set_timesteps(timesteps=record["timesteps"], weights=record["weights"])
+    x = draw(range(3), fitted.state_shape)
+    with torch.no_grad():
+        for t in record["timesteps"]:
+            x = scheduler.step(fitted.unet(x, t).sample, t, x).prev_sample
+    assert got.calibrated and torch.equal(got.images, x)
+    assert torch.allclose(images(fitted, max_batch_size=2).images, x, atol=1e-3)
+    assert len(fitted(num_inference_steps=4, return_dict=False)) == 1
+
+    taken = [3], [4, dict(calibrated=False)], [4, dict(eta=0.5)], [4, dict(clip_sample=False)]
+    taken += [4, dict(timesteps=[700, 300, 100, 0])], [4, dict(use_clipped_model_output=True)]
+    for steps, *arguments in taken:
+        arguments = arguments[0] if arguments else {}
+        got = images(fitted, steps, **arguments)
+        assert not got.calibrated and torch.equal(got.images, images(plain, steps, **arguments).images)
+    other = DDIMCustomPipeline(
+        fitted.unet, DDIMSchedulerCustom.from_config(fitted.scheduler.config, skip_type="uniform")
+    )
+    other.set_progress_bar_config(disable=True)
+    assert not images(other).calibrated
+    for arguments in (dict(steps=3), dict(eta=1.0)):
+        with pytest.raises(
+            ValueError, match="calibrated is True with num_inference_steps .*; allowed: 4, 5, at eta 0"
+        ):
+            images(fitted, calibrated=True, **arguments)
+
+
+def test_generated_images_say_which_schedule_made_them(fitted, tmp_path):
+    """`generate` samples by the schedule that there is and names it in its manifest; plain steps need a new folder."""
+    settings = dict(num_images=2, num_inference_steps=4, max_batch_size=2)
+    folder = generate(fitted, tmp_path, **settings)
+    record = fitted.scheduler.config.calibrated_schedules["schedules"]["4"]
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["calibrated"] == {key: record[key] for key in ("timesteps", "weights")}
+    made = fitted(2, num_inference_steps=4, seeds=range(2)).images[1]
+    assert np.abs(np.asarray(Image.open(folder / "000001.png")).astype(int) - np.asarray(made)).max() <= 1
+    with pytest.raises(ValueError, match="made with other settings: calibrated"):
+        generate(fitted, tmp_path, calibrated=False, **settings)
+
+
+def test_encoding_keeps_plain_steps(fitted):
+    """invert, reconstruct and interpolation between images give what they give without a schedule; interpolation
+    between seeds takes it."""
+    plain = DDIMCustomPipeline(fitted.unet, DDIMSchedulerCustom(skip_type="quad"))
+    plain.set_progress_bar_config(disable=True)
+    x = draw(range(2), fitted.state_shape).clamp(-1, 1) / 2 + 0.5
+    first, second = (x[i].permute(1, 2, 0).numpy() for i in range(2))
+    for ask in (
+        lambda pipe: pipe.invert(x, 4).latents,
+        lambda pipe: pipe.reconstruct(x, 4, output_type="latent").images,
+        lambda pipe: (
+            pipe.interpolate(first, second, num_images=3, num_inference_steps=4, exact=False, output_type="pt").images
+        ),
+    ):
+        assert torch.equal(ask(fitted), ask(plain))
+    assert fitted.interpolate(1, 2, num_images=3, num_inference_steps=4).calibrated
+
+
+def test_schedules_go_to_disk_and_back_and_stock_samples_plainly(fitted, tmp_path):
+    """save_pretrained and save_scheduler keep the schedules, from_pretrained uses them; stock loads the folder and
+    gives the images of plain steps."""
+    fitted.save_pretrained(tmp_path)
+    text = (tmp_path / "scheduler" / "scheduler_config.json").read_text()
+    fitted.save_scheduler(tmp_path)
+    assert (tmp_path / "scheduler" / "scheduler_config.json").read_text() == text
+    loaded = DDIMCustomPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded.scheduler.config.calibrated_schedules == fitted.scheduler.config.calibrated_schedules
+    got = images(loaded)
+    assert got.calibrated and torch.equal(got.images, images(fitted).images)
+
+    stock = DDIMPipeline.from_pretrained(tmp_path)
+    stock.set_progress_bar_config(disable=True)
+    theirs = stock(2, num_inference_steps=4, generator=torch.manual_seed(0), output_type="np").images
+    plain = dict(calibrated=False, generator=torch.manual_seed(0), output_type="np")
+    uniform = DDIMCustomPipeline(stock.unet, DDIMSchedulerCustom())
+    assert np.abs(theirs - uniform(2, num_inference_steps=4, **plain).images).max() < 1e-4
+    again = DDIMCustomPipeline(stock.unet, stock.scheduler).scheduler.config
+    assert again.calibrated_schedules == fitted.scheduler.config.calibrated_schedules
+
+
+def test_schedules_of_other_weights_warn_and_are_not_used(fitted, monkeypatch):
+    """Once the weights have changed, in place or as the EMA changes them, a call warns and takes plain steps; as long
+    as they have not, their hash is computed once."""
+    computed = []
+    hashing = pipeline_ddim_custom.weights_hash
+    monkeypatch.setattr(pipeline_ddim_custom, "weights_hash", lambda unet: computed.append(unet) or hashing(unet))
+    pipe = DDIMCustomPipeline(copy.deepcopy(fitted.unet), fitted.scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    assert images(pipe).calibrated and images(pipe).calibrated and images(pipe, 5).calibrated and len(computed) == 1
+    assert not images(pipe, 3).calibrated and not images(pipe, calibrated=False).calibrated and len(computed) == 1
+    weights = list(pipe.unet.parameters())
+    for change in (lambda: weights[3].data.mul_(1.01), lambda: weights[3].data.copy_(2 * weights[3])):
+        with torch.no_grad():
+            change()
+        with pytest.warns(UserWarning, match="fitted to other weights .* call calibrate"):
+            got = images(pipe)
+        assert not got.calibrated
+        assert torch.equal(got.images, images(pipe, calibrated=False).images)
+    with pytest.raises(ValueError, match="no schedule of these weights"), pytest.warns(UserWarning):
+        images(pipe, calibrated=True)
+
+
+def test_calibrating_again_adds_to_what_holds_and_replaces_what_does_not(fitted):
+    """A second call keeps the schedules of other S; after a change of the sampler or the weights it does not."""
+    pipe = DDIMCustomPipeline(copy.deepcopy(fitted.unet), copy.deepcopy(fitted.scheduler))
+    pipe.set_progress_bar_config(disable=True)
+    before = pipe.scheduler.config.calibrated_schedules
+    pipe.calibrate(6, **SETTINGS)
+    after = pipe.scheduler.config.calibrated_schedules
+    assert after["schedules"].keys() == {"4", "5", "6"} and after["schedules"]["4"] == before["schedules"]["4"]
+    assert pipe.calibrate([4, 5], **SETTINGS).keys() == {4, 5}
+    assert pipe.scheduler.config.calibrated_schedules == after
+    pipe.scheduler = DDIMSchedulerCustom.from_config(pipe.scheduler.config, clip_sample=False)
+    assert not images(pipe).calibrated
+    pipe.calibrate(4, **SETTINGS)
+    assert pipe.scheduler.config.calibrated_schedules["schedules"].keys() == {"4"} and images(pipe).calibrated
+
+
+def test_a_schedule_that_plain_steps_are_as_good_as_is_not_kept(fitted):
+    """Where plain steps lose nothing, as with a network that sees no noise, nothing is kept and the table says so."""
+    scheduler = DDIMSchedulerCustom(clip_sample=False, timestep_spacing="linspace")
+    pipe = DDIMCustomPipeline(copy.deepcopy(fitted.unet), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        for parameter in pipe.unet.conv_out.parameters():
+            parameter.zero_()
+    certificates = pipe.calibrate([3, 4], **SETTINGS)
+    assert pipe.scheduler.config.calibrated_schedules is None and not images(pipe).calibrated
+    assert table(certificates).endswith("not kept, as plain steps are as good: S = 3, 4")
+
+
+BAD_CALIBRATIONS = [
+    (dict(num_inference_steps=0), "num_inference_steps is 0; allowed"),
+    (dict(num_inference_steps=[5, 12]), r"num_inference_steps is 12; allowed: below teacher_steps \(12\)"),
+    (dict(num_images=1), "num_images is 1; allowed"),
+    (dict(teacher_steps=1001), "teacher_steps is 1001; allowed: 2 to 1000"),
+    (dict(max_batch_size=0), "max_batch_size is 0; allowed"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", BAD_CALIBRATIONS, ids=str)
+def test_calibrate_refuses_what_it_cannot_do(fitted, arguments, message):
+    """calibrate raises ValueError with what was given and what is allowed, before any work."""
+    with pytest.raises(ValueError, match=message):
+        fitted.calibrate(**{"num_inference_steps": 5, **SETTINGS, **arguments})
+
+
+# The command
+
+
+def test_the_command_gives_the_same_on_two_processes(fitted, tmp_path, monkeypatch, capsys):
+    """calibrate.py keeps its schedules in the model's folder, whose weights it does not touch, and says what they are
+    worth; two processes find what one does, to the last digit."""
+    plain, script = DDIMCustomPipeline(fitted.unet, DDIMSchedulerCustom()), str(ROOT / "examples" / "calibrate.py")
+    words = ["--num_inference_steps", "3,5", "--num_images", "8", "--teacher_steps", "10", "--max_batch_size", "2"]
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        plain.save_pretrained(folder)
+    written = [(folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns for folder in folders]
+    torch.set_num_threads(1)
+    monkeypatch.setattr(sys, "argv", [script, str(folders[0]), *words])
+    runpy.run_path(script, run_name="__main__")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    pair = subprocess.run([*launch, script, str(folders[1]), *words], env=environment, capture_output=True, text=True)
+    assert pair.returncode == 0, pair.stderr
+
+    assert written == [(f / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns for f in folders]
+    one, two = ((folder / "scheduler" / "scheduler_config.json").read_text() for folder in folders)
+    assert one == two and len(one) < 4000  # bytes
+    assert json.loads(one)["calibrated_schedules"]["schedules"].keys() == {"3", "5"}
+    said = capsys.readouterr().out
+    assert said.replace(str(folders[0]), str(folders[1])) == pair.stdout
+    rows = [line.split() for line in said.splitlines()]
+    assert [row[0] for row in rows[1:4]] == ["S", "3", "5"] and float(rows[3][2]) < float(rows[3][1])

@@ -54,6 +54,7 @@ SMALL = {
     "trajectory.py": "--num_images 2 --num_inference_steps 3",
     "nearest.py": "--num_images 2 --num_inference_steps 2",
     "push_to_hub.py": "",
+    "calibrate.py": "--num_inference_steps 2,3 --num_images 2 --teacher_steps 4",
 }
 # Values that stand for larger ones or for what lies on the real Hub, where they are printed.
 STAND_INS = {"uoft-cs/cifar10": "path/to/images", "10,20,50,100": "2,3"}

@@ -261,7 +261,8 @@ def _introduction(unet: dict) -> str:
 
 
 def _ignored_by_diffusers(scheduler: dict) -> str:
-    keys = ", ".join(f"`{key}`" for key in ("skip_type", "variance", "x0_formula") if key in scheduler)
+    ours = ("skip_type", "variance", "x0_formula", "calibrated_schedules")
+    keys = ", ".join(f"`{key}`" for key in ours if key in scheduler)
     return f"\n\ndiffusers ignores what the scheduler's config holds for ddim_hf alone: {keys}." if keys else ""
 
 

@@ -129,6 +129,7 @@ def _schedule(config: TrainingConfig, pretrained: Mapping[str, Any]) -> DDIMSche
     """A model's noise schedule, with the changes that the settings ask for."""
     given = {"prediction_type": config.prediction_type, "beta_schedule": config.beta_schedule}
     given = {name: value for name, value in given.items() if value is not None}
+    given["calibrated_schedules"] = None  # those that there are were fitted to the weights before this training
     return DDIMSchedulerCustom.from_config(pretrained, **given)
 
 

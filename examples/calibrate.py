@@ -1,0 +1,47 @@
+"""Fit few-step schedules to a model: python examples/calibrate.py MODEL --num_inference_steps 5,10,20"""
+
+import argparse
+from pathlib import Path
+
+from ddim_hf.calibrated_schedules import table
+from ddim_hf.command_line import run
+from ddim_hf.generation import load_pipeline
+from ddim_hf.processes import processes
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Fit few-step schedules to a model, by samples of its own.")
+    parser.add_argument("model", help="a folder, or an id on the Hub")
+    parser.add_argument("--revision", help="of a model on the Hub: branch, tag or commit")
+    parser.add_argument("--output_dir", type=Path, help="save the model there (default: its own folder)")
+    parser.add_argument("--num_inference_steps", default="5,6,8,10,15,20", metavar="S,S,...")
+    parser.add_argument("--num_images", type=int, default=128, help="noises: half to fit, half to measure")
+    parser.add_argument("--teacher_steps", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0, help="noise k is drawn from seed + k")
+    parser.add_argument("--max_batch_size", type=int, default=64, help="images through the network at once")
+    parser.add_argument("--fast", action="store_true", help="channels-last, compiled, bf16 where it is faster")
+    settings = vars(parser.parse_args())
+
+    model, revision, folder, fast = (settings.pop(key) for key in ("model", "revision", "output_dir", "fast"))
+    try:
+        settings["num_inference_steps"] = [int(steps) for steps in settings["num_inference_steps"].split(",")]
+    except ValueError:
+        parser.error(f"--num_inference_steps {settings['num_inference_steps']}; allowed: ints, separated by commas")
+    if folder is None and not Path(model).is_dir():
+        parser.error("a model on the Hub needs --output_dir")
+    pipe = load_pipeline(model, revision=revision, fast=fast)
+    main = processes().is_main_process
+    pipe.set_progress_bar_config(disable=not main, desc="calibrating", unit="image", smoothing=0.05)
+    certificates = pipe.calibrate(**settings)
+    if main:
+        pipe.disable_fast_sampling()
+        if folder is None or folder.resolve() == Path(model).resolve():
+            pipe.save_scheduler(model)
+        else:
+            pipe.save_pretrained(folder)
+        print(table(certificates))
+        print(f"the schedules lie in {Path(folder or model) / 'scheduler' / 'scheduler_config.json'}")
+
+
+if __name__ == "__main__":
+    run(main)

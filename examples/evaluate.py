@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 
 from ddim_hf.command_line import run
-from ddim_hf.evaluation import Question, evaluate
+from ddim_hf.evaluation import ALSO, Question, evaluate
 from ddim_hf.processes import end_with_launcher, processes
 
 
@@ -42,7 +42,10 @@ def main():
     parser.add_argument("--inception_weights", help="Inception's weights, for machines without network")
     parser.add_argument("--kid", action="store_true", help="also the kernel distance")
     parser.add_argument("--no_distance", dest="distance", action="store_false", help="no sampling")
-    parser.add_argument("--also", choices=["stock"], help="also sample with diffusers' DDIMPipeline")
+    parser.add_argument("--calibrated", action="store_true", help="also sample by the model's own schedules, at eta 0")
+    parser.add_argument(
+        "--also", type=several(str, *ALSO), default=[], help="diffusers' DDIMPipeline, other schedulers"
+    )
     parser.add_argument("--floor", metavar="SPLIT", help="also the distance of so many real images of this split")
     parser.add_argument("--denoising_loss", dest="loss", action="store_true", help="on --data_splits")
     parser.add_argument("--reconstruction", type=several(int), default=[], metavar="S,S,...", help="on --data_splits")
@@ -52,7 +55,6 @@ def main():
     parser.add_argument("--refresh_cache", action="store_true", help="read and decode all images again")
     parser.add_argument("--fast", action="store_true", help="channels-last, compiled, bf16 where it is faster")
     settings = vars(parser.parse_args())
-    settings["also_stock"] = settings.pop("also") == "stock"
 
     evaluate(Question(**settings))
     if processes().is_main_process:

@@ -3,7 +3,7 @@
 from .answers import evaluate
 from .figures import distances
 from .frechet import kernel_distance
-from .questions import Question
+from .questions import ALSO, Question
 from .references import load_reference
 
-__all__ = ["Question", "distances", "evaluate", "kernel_distance", "load_reference"]
+__all__ = ["ALSO", "Question", "distances", "evaluate", "kernel_distance", "load_reference"]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..data import ImageSet, load_images
+from ..data.cache import digest
 from ..data.folders import sample_manifest
 from ..generation import default_max_batch_size, describe_network, load_pipeline, weights_hash
 from ..pipeline_ddim_custom import DDIMCustomPipeline
@@ -17,10 +18,10 @@ from ..processes import processes
 from ..scheduling_ddim_custom import DDIMSchedulerCustom
 from .errors import denoising_loss, reconstruction_error
 from .features import FeatureExtractor, load_feature_extractor
-from .figures import distances, image_distances, our_samples, stock_samples
+from .figures import distances, image_distances, other_samples, our_samples, stock_samples
 from .frechet import Statistics
 from .originals import OriginalImages, load_originals
-from .questions import Cell, Question
+from .questions import CALIBRATED, Cell, Question
 from .references import load_reference, short_name
 from .results import Results
 from .rows import protocol
@@ -124,7 +125,7 @@ def _scheduler_settings(pipe: DDIMCustomPipeline) -> dict[str, Any] | None:
     """Those that are not the default; tau and variance stand by themselves."""
     defaults = inspect.signature(DDIMSchedulerCustom.__init__).parameters
     config = json.loads(pipe.scheduler.to_json_string())  # as results.json will give them back
-    names = sorted(defaults.keys() & config.keys() - {"skip_type", "variance"})
+    names = sorted(defaults.keys() & config.keys() - {"skip_type", "variance", "calibrated_schedules"})
     return {name: config[name] for name in names if config[name] != defaults[name].default} or None
 
 
@@ -150,11 +151,13 @@ def _measure_cells(
 ):
     """The distances of samples, by steps, eta, tau and variance, of ours and of stock."""
     plain = pipe
-    if question.fast and question.also_stock:  # stock knows no other
+    if question.fast and question.also:  # stock knows no other
         plain = load_pipeline(question.model, revision=question.revision)
     for cell in cells:
-        sampler = plain if cell.implementation == "stock" else pipe
+        sampler = pipe if cell.implementation in ("ddim_hf", CALIBRATED) else plain
         row = model | target.protocol | {"num_images": question.num_images, **asdict(cell)}
+        if cell.implementation == CALIBRATED:
+            row["schedule"] = digest(pipe.calibrated_schedule(cell.num_inference_steps))
         rows = target.rows(row | {"network": describe_network(sampler)})
         unfinished = _unfinished(question, sampler, rows[0])
         if not results.has(*rows):
@@ -178,8 +181,13 @@ def _max_batch_size(question: Question, pipe: DDIMCustomPipeline) -> int:
 def _sample_distances(
     question: Question, cell: Cell, pipe: DDIMCustomPipeline, target: _Target, unfinished: Unfinished
 ) -> dict[str, float]:
-    samples = stock_samples if cell.implementation == "stock" else our_samples
-    make = samples(pipe, num_inference_steps=cell.num_inference_steps, eta=cell.eta)
+    sampling = {"num_inference_steps": cell.num_inference_steps, "eta": cell.eta}
+    if cell.implementation in ("ddim_hf", CALIBRATED):
+        make = our_samples(pipe, calibrated=cell.implementation == CALIBRATED, **sampling)
+    elif cell.implementation == "stock":
+        make = stock_samples(pipe, **sampling)
+    else:
+        make = other_samples(pipe, cell.implementation, **sampling)
     drawn = {"num_images": question.num_images, "seed": question.seed, "block": _max_batch_size(question, pipe)}
     return distances(make, target.extractor, *target.reference, unfinished=unfinished, **drawn)
 

@@ -8,19 +8,31 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from diffusers import DDIMPipeline, DDIMScheduler
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    UniPCMultistepScheduler,
+)
 from tqdm.auto import tqdm
 
 from ..data import ImageSet
 from ..generation import sample_numbers, share
 from ..images import refuse_not_finite, states_to_pixels
-from ..pipeline_ddim_custom import DDIMCustomPipeline
+from ..pipeline_ddim_custom import OUR_KEYS, DDIMCustomPipeline
 from ..processes import processes
 from .features import FeatureExtractor
 from .frechet import Statistics, frechet_distance, kernel_distance
 from .originals import OriginalImages
 from .references import BATCH, feature_batches
 from .unfinished import Unfinished
+
+OTHER_SCHEDULERS = {
+    "unipc": UniPCMultistepScheduler,
+    "dpmpp": DPMSolverMultistepScheduler,
+    "deis": DEISMultistepScheduler,
+}
 
 
 def distances(
@@ -180,8 +192,7 @@ def our_samples(pipe: DDIMCustomPipeline, **sampling: Any) -> Callable[[int, lis
 
 def stock_samples(pipe: DDIMCustomPipeline, **sampling: Any) -> Callable[[int, list[int]], torch.Tensor]:
     """With diffusers' own pipeline and scheduler, on the same network and seeds."""
-    config = {key: value for key, value in pipe.scheduler.config.items() if key not in ("skip_type", "variance")}
-    stock = DDIMPipeline(pipe.unet, DDIMScheduler.from_config({**config, "_class_name": "DDIMScheduler"}))
+    stock = DDIMPipeline(pipe.unet, _stock_scheduler(pipe))
     stock.set_progress_bar_config(disable=True)
 
     def make(block: int, seeds: list[int]) -> torch.Tensor:
@@ -191,3 +202,16 @@ def stock_samples(pipe: DDIMCustomPipeline, **sampling: Any) -> Callable[[int, l
         return torch.from_numpy((images * 255).round().astype(np.uint8)).permute(0, 3, 1, 2)
 
     return make
+
+
+def other_samples(pipe: DDIMCustomPipeline, name: str, **sampling: Any) -> Callable[[int, list[int]], torch.Tensor]:
+    """With one of OTHER_SCHEDULERS, as `from_config` makes it, on the same network and seeds."""
+    other = DDIMCustomPipeline(pipe.unet, pipe.scheduler)
+    other.scheduler = OTHER_SCHEDULERS[name].from_config(_stock_scheduler(pipe).config)
+    other.set_progress_bar_config(disable=True)
+    return our_samples(other, **sampling)
+
+
+def _stock_scheduler(pipe: DDIMCustomPipeline) -> DDIMScheduler:
+    config = {key: value for key, value in pipe.scheduler.config.items() if key not in OUR_KEYS}
+    return DDIMScheduler.from_config({**config, "_class_name": "DDIMScheduler"})

@@ -8,11 +8,15 @@ from typing import Any
 
 from ..hub import is_model
 from ..pipeline_ddim_custom import DDIMCustomPipeline
+from .figures import OTHER_SCHEDULERS
+
+CALIBRATED = "ddim_hf calibrated"
+ALSO = ("stock", *OTHER_SCHEDULERS)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the table of distances: how its images are sampled, by us or by diffusers ("stock")."""
+    """A cell of the table of distances: how its images are sampled, by us ("ddim_hf", CALIBRATED) or one of ALSO."""
 
     tau: str
     variance: str
@@ -37,7 +41,9 @@ class Question:
         mode, feature_extractor, inception_weights: as in `load_feature_extractor`.
         kid: the kernel distance too.
         distance: False leaves the cells out.
-        also_stock: also sample with diffusers' DDIMPipeline, which knows tau "uniform" and variance "sigma".
+        calibrated: also sample by the schedules that the model has, at eta 0.
+        also: also sample with diffusers' DDIMPipeline ("stock"), which knows tau "uniform" and variance "sigma", and
+            at eta 0 with other schedulers of diffusers' ("unipc", "dpmpp", "deis").
         floor: a split whose first `num_images` real images are measured like samples: what a perfect model would get.
         loss, reconstruction: the denoising loss, and the reconstruction error in so many steps, on `data_splits`,
             the first `data_images` of each.
@@ -65,7 +71,8 @@ class Question:
     inception_weights: str | None = None
     kid: bool = False
     distance: bool = True
-    also_stock: bool = False
+    calibrated: bool = False
+    also: Sequence[str] = ()
     floor: str | None = None
     loss: bool = False
     reconstruction: Sequence[int] = ()
@@ -93,6 +100,8 @@ class Question:
 
     def check(self):
         """Raise ValueError for what is wrong whatever the model."""
+        if not set(self.also) <= set(ALSO):
+            raise ValueError(f"also is {', '.join(self.also)}; allowed: {', '.join(ALSO)}")
         if self.data_images is not None and self.data_images < 1:
             raise ValueError(f"data_images is {self.data_images}; allowed: whole numbers from 1")
         if self.distance and not self.of_images and self.num_images < 2:
@@ -107,19 +116,29 @@ class Question:
         """The cells to fill; stock knows uniform tau and sigma alone, and sigma_hat stands at eta 1.
 
         Raises:
-            ValueError: a cell that `pipe` cannot sample, or stock is asked for and has none.
+            ValueError: a cell that `pipe` cannot sample, or another way of sampling is asked for and has none.
         """
         if not self.distance:
             return []
         variances, cells = self.variance or [pipe.scheduler.config.variance], []
         for tau, variance in itertools.product(self.taus(pipe), variances):
-            names = ["ddim_hf"] + ["stock"] * (self.also_stock and (tau, variance) == ("uniform", "sigma"))
             etas = self.eta if variance == "sigma" else (1.0,)
-            for eta, steps, name in itertools.product(etas, self.num_inference_steps, names):
-                cells.append(Cell(tau, variance, float(eta), steps, name))
-        if self.also_stock and "stock" not in {cell.implementation for cell in cells}:
-            given = f"also stock with tau {self.taus(pipe)}, variance {variances}"
-            raise ValueError(f"{given}; allowed: 'uniform' with 'sigma'")
+            for eta, steps in itertools.product(etas, self.num_inference_steps):
+                names = ["ddim_hf"]
+                if self.calibrated and tau == pipe.scheduler.config.skip_type:
+                    names += [CALIBRATED] * (pipe.calibrated_schedule(steps, eta=eta) is not None)
+                if (tau, variance) == ("uniform", "sigma"):
+                    names += [name for name in self.also if name == "stock" or eta == 0]
+                cells += [Cell(tau, variance, float(eta), steps, name) for name in names]
+        missing = set(self.also) - {cell.implementation for cell in cells}
+        if missing:
+            given = (
+                f"also {', '.join(sorted(missing))} with tau {self.taus(pipe)}, variance {variances}, eta {self.eta}"
+            )
+            raise ValueError(f"{given}; allowed: 'uniform' with 'sigma', and eta 0 but for stock")
+        if self.calibrated and CALIBRATED not in {cell.implementation for cell in cells}:
+            given = f"calibrated with num_inference_steps {self.num_inference_steps}, eta {self.eta}"
+            raise ValueError(f"{given}; allowed: steps that the model has a schedule for, at eta 0")
         for cell in cells:
             chosen = {"eta": cell.eta, "num_inference_steps": cell.num_inference_steps}
             pipe.check_sampling(self.num_images, max_batch_size=self.max_batch_size, **chosen)

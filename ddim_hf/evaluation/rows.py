@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 MEASURED = ("value", "by_timesteps", "seconds", "seconds_features", "seconds_waiting")
-CELL = ("eta", "variance", "num_inference_steps")  # a cell's place in a table
+CELL = ("eta", "variance", "num_inference_steps", "schedule")  # a cell's place in a table; a schedule is for one S
 
 
 def protocol(row: dict[str, Any]) -> dict[str, Any]:

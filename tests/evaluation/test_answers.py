@@ -25,7 +25,7 @@ pytest.importorskip("cleanfid.fid")
 def test_fast_sampling_is_recorded_of_ours_alone(files, tmp_path):
     """With --fast, stock still runs the plain network: its row says so and has the figure that it has without."""
     settings = {"num_inference_steps": [2], "num_images": 4, "feature_extractor": files / "features.pt"}
-    settings |= {"cache_dir": tmp_path, "also_stock": True, "max_batch_size": 4}
+    settings |= {"cache_dir": tmp_path, "also": ["stock"], "max_batch_size": 4}
     plain, rows = (
         evaluate(str(files / "tiny"), "digits", tmp_path / f"{fast}.json", **settings, fast=fast)
         for fast in (False, True)
@@ -33,6 +33,34 @@ def test_fast_sampling_is_recorded_of_ours_alone(files, tmp_path):
     networks = {row["implementation"]: row["network"] for row in rows}
     assert networks["stock"] == "float32" and networks["ddim_hf"].startswith("fast sampling")
     assert rows[1]["value"] == plain[1]["value"] and rows[1]["implementation"] == "stock"
+
+
+def test_schedules_and_other_schedulers_are_measured_beside_plain_steps(files, tmp_path, capsys):
+    """--calibrated adds the cells that the model has a schedule for, --also diffusers' schedulers; plain steps keep
+    the figure that they had before there was a schedule, and a schedule fitted anew is measured anew."""
+    pipe = DDIMCustomPipeline.from_pretrained(files / "tiny")
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": [3, 5], "num_images": 6, "feature_extractor": files / "features.pt"}
+    settings |= {"cache_dir": tmp_path, "max_batch_size": 6}
+    arguments = (str(tmp_path / "model"), "digits", tmp_path / "results.json")
+    pipe.save_pretrained(tmp_path / "model")
+    (before, _) = evaluate(*arguments, **settings)
+    with pytest.raises(ValueError, match="calibrated with num_inference_steps .*; allowed: steps that the model has"):
+        evaluate(*arguments, **settings, calibrated=True)
+    pipe.calibrate(3, num_images=4, teacher_steps=8)
+    pipe.save_scheduler(tmp_path / "model")
+    asked = {**settings, "calibrated": True, "also": ["unipc", "dpmpp", "deis"]}
+    rows = evaluate(*arguments, **asked)
+    cells = [(row["implementation"], row["num_inference_steps"]) for row in rows]
+    others = [(name, steps) for steps in (3, 5) for name in ("unipc", "dpmpp", "deis")]
+    assert sorted(cells) == sorted([("ddim_hf", 3), ("ddim_hf", 5), ("ddim_hf calibrated", 3), *others])
+    assert rows[0] == before and len({row["value"] for row in rows}) == len(rows)
+    assert evaluate(*arguments, **asked) == rows
+    pipe.calibrate(3, num_images=6, teacher_steps=8)
+    pipe.save_scheduler(tmp_path / "model")
+    assert len(evaluate(*arguments, **asked)) == len(rows) + 1
+    with pytest.raises(ValueError, match="also is euler; allowed: stock, unipc, dpmpp, deis"):
+        evaluate(*arguments, **settings, also=["euler"])
 
 
 def test_two_processes_measure_what_one_does(files, tmp_path):
@@ -57,7 +85,7 @@ def test_two_processes_measure_what_one_does(files, tmp_path):
 def test_a_table_records_its_protocol_and_resumes(files, tmp_path, capsys):
     """Each figure carries its protocol; stock agrees with ours on the same seeds; figures there are not made again."""
     arguments = (str(files / "tiny"), "digits", tmp_path / "results.json")
-    settings = {**TABLE, "feature_extractor": files / "features.pt", "cache_dir": tmp_path, "also_stock": True}
+    settings = {**TABLE, "feature_extractor": files / "features.pt", "cache_dir": tmp_path, "also": ["stock"]}
     rows = evaluate(*arguments, **settings)
     value = {(r["implementation"], r["variance"], r["eta"], r["num_inference_steps"]): r["value"] for r in rows}
     assert len(rows) == len(value) == 10  # 2 eta x 2 S of each, and sigma_hat at eta 1 of ours

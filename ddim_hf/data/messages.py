@@ -13,7 +13,9 @@ def reason(error: Exception) -> str:
 
 
 def unreadable(label: str, why: str) -> ValueError:
-    return ValueError(f"{label} cannot be read ({why}): mend it, or leave such images out with --skip_broken")
+    return ValueError(
+        f"{label} cannot be read ({why}): mend or remove it; a training leaves such images out with --skip_broken"
+    )
 
 
 def tell_left_out(name: str, files: Iterable[Path], what: str):

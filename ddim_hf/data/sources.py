@@ -35,8 +35,11 @@ def open_source(
     config_name: str | None = None,
     revision: str | None = None,
     refresh_cache: bool = False,
+    whole: bool = False,
 ) -> tuple[Source, str]:
     """The encoded images of the chosen split, and that split's name; the arguments are those of `load_images`.
+
+    With `whole`, a set of several splits is refused, where else "train" is taken of it.
 
     Raises:
         ValueError, FileNotFoundError: in one line, for a set, split or column that is not there.
@@ -49,12 +52,12 @@ def open_source(
     if is_plain_folder(path) and not needs_datasets(files):
         refuse_options(name, image_column=image_column, config_name=config_name)
         splits = open_folder(name, path, files)
-        split = choose_split(name, splits, split)
+        split = choose_split(name, splits, split, whole)
         return splits[split], split
     if path.is_file() or is_saved_dataset(path):
         refuse_options(name, config_name=config_name)
     splits = load_splits(name, path, files, config_name, revision, refresh_cache)
-    split = choose_split(name, splits, split)
+    split = choose_split(name, splits, split, whole)
     if len(splits[split]) == 0:
         raise ValueError(f"the split {split!r} of {name!r} holds no images")
     return find_image_column(name, splits[split], image_column), split
@@ -87,9 +90,11 @@ def needs_datasets(files: list[Path]) -> bool:
     return bool(suffixes.intersection((*TABLE_SUFFIXES, *ARCHIVE_SUFFIXES)))
 
 
-def choose_split(name: str, splits: Mapping[str, Any], split: str | None) -> str:
+def choose_split(name: str, splits: Mapping[str, Any], split: str | None, whole: bool = False) -> str:
     """The split that is asked for; else "train", or the only one."""
     present = [str(key) for key in splits]
+    if whole and len(present) > 1:
+        raise ValueError(f"{name!r} holds the splits {present}: name the folder of one of them")
     if split is None:
         split = present[0] if len(present) == 1 else "train"
     if split not in present:

@@ -235,7 +235,7 @@ def _measure_folder(question: Question, results: Results):
     if (folder / "config.json").is_file():
         raise FileNotFoundError(f"{str(folder)!r} is a training run that has not finished: it holds no model yet")
     try:
-        images = load_originals(str(folder), **question.cache)
+        images = load_originals(str(folder), whole=True, **question.cache)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{str(folder)!r} holds neither a model nor images: {error}") from error
     _refuse_single(images)

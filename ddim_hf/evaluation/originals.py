@@ -55,12 +55,13 @@ def load_originals(
     split: str | None = None,
     cache_dir: str | Path | None = None,
     refresh_cache: bool = False,
+    whole: bool = False,
     **data: str | None,
 ) -> OriginalImages | ImageSet:
-    """Open what `load_images` opens, without its resizing; the arguments are those of `load_images`."""
+    """Open what `load_images` opens, without its resizing; the arguments are those of `open_source`."""
     if name == "digits":
         return load_images(name, split=split, resolution=DIGITS_RESOLUTION, channels=3, **data)
-    source, split = open_source(name, split, refresh_cache=refresh_cache, **data)
+    source, split = open_source(name, split, refresh_cache=refresh_cache, whole=whole, **data)
     cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
     key = fingerprint(source, channels=3, resolution=0, cache=cache, refresh=refresh_cache)
     return OriginalImages(name, split, key, source)

@@ -165,7 +165,7 @@ def _kept(
     compute: Callable[[], dict[str, np.ndarray]],
 ) -> dict[str, np.ndarray]:
     key = hashlib.sha256(f"{images.fingerprint} {extractor.name} {extractor.hash}".encode()).hexdigest()[:32]
-    file = Path(cache_dir or default_cache()) / "features" / f"{kind}-{key}.npz"
+    file = Path(cache_dir or default_cache()).expanduser() / "features" / f"{kind}-{key}.npz"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{file}.lock").acquire()

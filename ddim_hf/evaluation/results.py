@@ -7,7 +7,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..files import write_text
+from ..files import why_not_written, write_text
 from ..metrics import FRECHET
 from ..processes import on_main
 from ..provenance import machine, package_versions
@@ -22,6 +22,7 @@ class Results:
 
     Raises:
         ValueError: the file is there and is not such a file.
+        OSError: it cannot be written; this is found before there is a figure to lose.
     """
 
     def __init__(self, file: str | Path):
@@ -30,7 +31,7 @@ class Results:
             raise ValueError(f"output {str(file)!r} is a folder; allowed: a file, such as results.json")
         if self.file.suffix == ".md":
             raise ValueError(f"output is {str(file)!r}; allowed: a file such as results.json (its table is the .md)")
-        self.rows = on_main(self._read)
+        self.rows = on_main(self._prepare)
 
     def has(self, *rows: dict[str, Any]) -> bool:
         """Whether there is a figure of each of these metrics and protocols, by whichever evaluation."""
@@ -49,6 +50,14 @@ class Results:
                 raise ValueError(f"{line(row)}: this is no figure, and is not kept")
         self.rows = on_main(lambda: self._merge(rows))
 
+    def _prepare(self) -> list[dict[str, Any]]:
+        """Make the folder, try to write into it, and read what is there."""
+        try:
+            with self._lock():
+                return self._read()
+        except OSError as error:
+            raise OSError(f"--output {str(self.file)!r} cannot be written: {why_not_written(error)}") from error
+
     def _read(self) -> list[dict[str, Any]]:
         if not self.file.is_file():
             return []
@@ -59,11 +68,14 @@ class Results:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.file} is not a results file: give another --output") from error
 
+    def _lock(self) -> FileLock:
+        """Another evaluation may read, add and write at the same time: one after the other."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.file.with_name(f".{self.file.name}.lock"))
+
     def _merge(self, rows: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
         """Add to what the file holds by now, and write all of it; return that."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        # Another evaluation may read, add and write at the same time: one after the other.
-        with FileLock(self.file.with_name(f".{self.file.name}.lock")):
+        with self._lock():
             new = [protocol(row) for row in rows]
             merged = [row for row in self._read() if protocol(row) not in new] + list(rows)
             content = {"results": merged, "versions": package_versions(), "machine": machine()}

@@ -301,6 +301,15 @@ def test_one_image_is_refused(ask, files, tmp_path):
     assert not (tmp_path / "results.json").exists()
 
 
+def test_a_folder_of_several_splits_is_not_measured_by_one(ask, tmp_path):
+    """A measured folder with train/ and test/ is an error that names both, as its figure would be that of one."""
+    for split in ("train", "test"):
+        grey_folder(tmp_path / "two" / split, 0)
+    with pytest.raises(ValueError, match=r"two' holds the splits \['test', 'train'\]: name the folder of one"):
+        ask(tmp_path / "two", "digits")
+    ask(tmp_path / "two" / "test", "digits")
+
+
 # A kill amid a cell
 
 SCRIPT = """

@@ -126,3 +126,10 @@ def test_what_the_report_says_of_its_tables_holds():
         noise: [s for s in (10, 20, 50, 100) if quad[s, noise] < uniform[s, noise]] for noise in ("hat", 1.0, 0.0)
     }
     assert helped == {"hat": [10, 20, 50, 100], 1.0: [20, 50, 100], 0.0: []}
+
+
+def test_a_file_that_cannot_be_written_is_told_before_there_is_a_figure(tmp_path):
+    """An output below a file, where no folder can be made, is one line at once, and names the flag."""
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(OSError, match=r"--output .*taken/results\.json' cannot be written"):
+        Results(tmp_path / "taken" / "results.json")

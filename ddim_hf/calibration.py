@@ -178,7 +178,7 @@ def one_step_errors(scheduler: DDIMSchedulerCustom, blocks: list[Block]) -> np.n
     States are numbered in the order in which the teacher, whose timesteps the scheduler has, came to them; N is the
     data. The error is that of x_b in its own scale. Where b is not after a it is infinite.
     """
-    alpha = scheduler.alphas_cumprod[scheduler.timesteps.cpu()].double().tolist()
+    alpha = scheduler.alphas_cumprod[scheduler.timesteps.cpu()].cpu().double().tolist()
     alpha = np.array([*alpha, float(scheduler.final_alpha_cumprod)])
     signal, noise = np.sqrt(alpha), np.sqrt(1 - alpha)
     # |signal_b x0_a + noise_b eps_a - x_b|^2 for all a and b, from products that add up over images

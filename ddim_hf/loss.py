@@ -74,7 +74,7 @@ def min_snr_weights(scheduler: DDIMSchedulerCustom, gamma: float) -> torch.Tenso
     Hang et al. 2023, section 3.4.
     """
     # SNR = alpha / (1 - alpha)
-    alpha = scheduler.alphas_cumprod.double()
+    alpha = scheduler.alphas_cumprod.cpu().double()
     snr = alpha / (1 - alpha)
     # The squared error of x_0 is that of the prediction over SNR for eps, over SNR + 1 for v.
     weights = {

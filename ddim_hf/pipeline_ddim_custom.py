@@ -252,7 +252,12 @@ class DDIMCustomPipeline(DiffusionPipeline):
         elif timesteps is None:
             if not ours:  # which says what it allows
                 check_whole_numbers(num_inference_steps=num_inference_steps)
-            scheduler.set_timesteps(num_inference_steps)
+            try:
+                scheduler.set_timesteps(num_inference_steps)
+            except (ValueError, IndexError) as error:
+                if ours:
+                    raise
+                raise ValueError(f"num_inference_steps is {num_inference_steps}; {name} says: {error}") from error
         elif "timesteps" in inspect.signature(scheduler.set_timesteps).parameters:
             scheduler.set_timesteps(timesteps=timesteps)
         else:

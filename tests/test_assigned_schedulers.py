@@ -146,6 +146,7 @@ def test_a_scheduler_that_cannot_work_is_refused(pipe, name):
 @pytest.mark.parametrize(
     "name, arguments, message",
     [
+        ("PNDMScheduler", dict(num_inference_steps=3), "num_inference_steps is 3; PNDMScheduler says: operands"),
         ("PNDMScheduler", dict(timesteps=[3, 2, 1]), "PNDMScheduler takes no timesteps; allowed: num_inference_steps"),
         ("DDPMScheduler", dict(eta=0.5), "eta is 0.5; allowed with DDPMScheduler, whose step takes none: 0.0"),
         ("EulerDiscreteScheduler", dict(use_clipped_model_output=True), "is True; allowed with Euler.*: False"),

@@ -44,7 +44,7 @@ def denoising_loss(
         t = torch.cat([torch.randint(steps, (1,), generator=g) for g in generators]).to(device)
         noise = torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]).to(device)
         x0 = pixels_to_states(images[batch].to(device))
-        errors = noise_errors(pipe.predict, scheduler, x0, t, noise).double().cpu().numpy()
+        errors = noise_errors(pipe.predict, scheduler, x0, t, noise).cpu().double().numpy()
         _refuse_nan("denoising loss", errors, batch, images)
         np.add.at(sums, t.cpu().numpy() * RANGES // steps, np.stack([errors, np.ones_like(errors)], axis=1))
     sums = np.sum(gather_object([sums]), axis=0)
@@ -70,7 +70,7 @@ def reconstruction_error(
     count = min(num_images or len(images), len(images))
     total = 0.0
     for batch in _share(count, max_batch_size, f"reconstruction in {num_inference_steps} steps"):
-        errors = pipe.reconstruct(images[batch], num_inference_steps, output_type="latent").mse.double().cpu().numpy()
+        errors = pipe.reconstruct(images[batch], num_inference_steps, output_type="latent").mse.cpu().double().numpy()
         _refuse_nan("reconstruction error", errors, batch, images)
         total += float(errors.sum())
     return sum(gather_object([total])) / count

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .calibration import Schedule
+from .calibration import Schedule, error
 from .scheduling_ddim_custom import DDIMSchedulerCustom
 
 Certificate = dict[str, dict[str, Any]]
@@ -59,8 +59,13 @@ def describe_sampler(config: dict[str, Any], keys: dict[str, Any] | None = None)
 
 
 def is_better(steps: int, certificate: Certificate) -> bool:
-    """Whether the schedule's images are nearer to the teacher's than those of as many plain steps."""
-    return certificate[f"calibrated {steps}"]["rms"] < certificate[f"plain {steps}"]["rms"]
+    """Whether the schedule's images have less `error` than those of as many plain steps."""
+    teacher = _of_teacher(certificate)
+    return error(certificate[f"calibrated {steps}"], teacher) < error(certificate[f"plain {steps}"], teacher)
+
+
+def _of_teacher(certificate: Certificate) -> dict[str, Any]:
+    return next(figures for name, figures in certificate.items() if name.startswith("teacher"))
 
 
 def table(certificates: dict[int, Certificate]) -> str:
@@ -69,7 +74,7 @@ def table(certificates: dict[int, Certificate]) -> str:
     rows = [head]
     for steps, certificate in certificates.items():
         ours, plain = certificate[f"calibrated {steps}"], certificate[f"plain {steps}"]
-        teacher = next(figures for name, figures in certificate.items() if name.startswith("teacher"))
+        teacher = _of_teacher(certificate)
         more = [certificate.get(f"plain {times * steps}", {}).get("rms") for times in (2, 5)]
         values = [plain["rms"], ours["rms"], *more, plain["std"], ours["std"], teacher["std"]]
         rows.append([str(steps), *("" if value is None else f"{value:.4f}" for value in values)])

@@ -13,6 +13,7 @@ teacher's. The first half of the noises is for this fit; the second chooses betw
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -109,7 +110,7 @@ def fit_schedules(
         for path in sorted({tuple(paths[gamma][steps]) for gamma in GAMMAS}):
             schedule, images = fit_weights(network, scheduler, teacher_timesteps, path, fitted, held_out, bar)
             candidates.append((schedule, figures(images, held_out)))
-        schedule, found = min(candidates, key=lambda candidate: candidate[1]["rms"])
+        schedule, found = min(candidates, key=lambda candidate: error(candidate[1], measured[teacher_steps]))
         plain = {f"plain {count}": measured[count] for count in (steps, 2 * steps, 5 * steps) if count in measured}
         teacher = {f"teacher {teacher_steps}": measured[teacher_steps]}
         results[steps] = schedule, {f"calibrated {steps}": found, **plain, **teacher}
@@ -343,6 +344,18 @@ def figures(images: list[torch.Tensor], blocks: list[Block]) -> dict[str, Any]:
         "std": round(float(np.sqrt(bands.sum())), 5),
         "bands": [float(f"{energy:.4g}") for energy in bands],
     }
+
+
+def error(found: dict[str, Any], teacher: dict[str, Any]) -> float:
+    """Return how far images are from the teacher's, from the `figures` of both.
+
+    It is their difference times the factor by which their amplitudes are off, the geometric mean over the bands. The
+    difference alone prefers blurred images: the mean of what an image may be is nearer to it than another such image.
+    """
+    # |log(E / E_teacher)| / 2 is the logarithm of that factor in a band
+    bands = [(a, b) for a, b in zip(found["bands"], teacher["bands"], strict=True) if b > 0]
+    off = [abs(math.log(a / b)) / 2 if a > 0 else math.inf for a, b in bands]
+    return found["rms"] * math.exp(sum(off) / len(off)) if found["rms"] > 0 else 0.0
 
 
 def _band_energies(pixels: torch.Tensor) -> torch.Tensor:

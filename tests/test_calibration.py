@@ -141,6 +141,18 @@ def test_the_certificate_is_what_the_schedule_does():
         assert sum(certificate[name]["bands"]) == pytest.approx(rms(spread) ** 2, rel=1e-3)
 
 
+def test_blur_is_no_nearness():
+    """Of two sets of images equally far from the teacher's the blurred one has the greater error, which is the root
+    mean square difference times the factor by which amplitudes are off; no difference is no error."""
+    teacher = {"rms": 0.0, "std": 0.3, "bands": [0.04, 0.04, 0.01]}
+    alike = {"rms": 0.1, "std": 0.3, "bands": [0.04, 0.04, 0.01]}
+    blurred = {"rms": 0.1, "std": 0.2, "bands": [0.04, 0.01, 0.01 / 16]}  # amplitudes 1, 1/2 and 1/4 of the teacher's
+    noisy = {"rms": 0.1, "std": 0.6, "bands": [0.04, 0.16, 0.16]}
+    assert calibration.error(alike, teacher) == pytest.approx(0.1)
+    assert calibration.error(blurred, teacher) == pytest.approx(0.2) == calibration.error(noisy, teacher)
+    assert calibration.error(teacher, teacher) == 0
+
+
 def test_the_same_seed_gives_the_same_schedule_whatever_the_blocks():
     """A second fit repeats the first exactly; blocks of another size change the rounding alone."""
     scheduler = DDIMSchedulerCustom()

@@ -87,6 +87,9 @@ def load_model(pipeline_class: type, load_folder: Callable, name: str | Path, **
     weights = {key: kwargs.get(key) for key in ("variant", "use_safetensors")}
     folder = resolve_model(name, weights="unet" not in kwargs, **hub, **weights)
     if (folder / INDEX).is_file():
+        file = folder / "scheduler" / "scheduler_config.json"
+        if "scheduler" not in kwargs and file.is_file() and read_json(file).get("_class_name") == "DDIMScheduler":
+            kwargs["scheduler"] = _scheduler(file)  # stock's, which the index names, would warn of our keys
         pipeline = load_folder(folder, **kwargs)
     else:
         unet, scheduler = kwargs.pop("unet", None), kwargs.pop("scheduler", None)
@@ -109,10 +112,11 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def _scheduler(file: Path):
-    """The scheduler that wrote a config; the pipeline recasts it as it does any other."""
+    """The scheduler that wrote a config, ours for stock's DDIM; the pipeline recasts any other."""
     config = read_json(file)
     name = config.get("_class_name", "DDIMScheduler")
-    kind = DDIMSchedulerCustom if name == "DDIMSchedulerCustom" else getattr(diffusers, name, None)
+    ours = ("DDIMSchedulerCustom", "DDIMScheduler")
+    kind = DDIMSchedulerCustom if name in ours else getattr(diffusers, name, None)
     if kind is None:
         raise ValueError(f"{file} is the config of a {name}, which this diffusers does not know")
     return kind.from_config(config)

@@ -263,3 +263,15 @@ def test_given_parts_and_folders_load_as_in_diffusers(hub, tmp_path):
     with pytest.raises(OSError) as caught:
         DDIMCustomPipeline.from_pretrained(tmp_path)
     one_line(caught, str(weights), "truncated")
+
+
+def test_loading_a_model_of_ours_warns_of_nothing(run, caplog):
+    """Our own scheduler keys, which stock's scheduler would ignore, are read without a word."""
+    from diffusers.utils import logging
+
+    logging.enable_propagation()
+    try:
+        pipe = DDIMCustomPipeline.from_pretrained(run)
+    finally:
+        logging.disable_propagation()
+    assert pipe.scheduler.config.skip_type == "quad" and not caplog.records

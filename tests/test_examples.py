@@ -275,7 +275,8 @@ def test_cifar10_from_training_to_report(tmp_path, model):
     from ddim_hf.data import load_images
     from ddim_hf.evaluation.frechet import Statistics, frechet_distance
 
-    sets = (load_images(str(tmp_path / "data"), split=part, resolution=8, channels=1) for part in ("test", "train"))
+    data = dict(resolution=8, channels=1, image_column="image")
+    sets = (load_images(str(tmp_path / "data"), split=part, **data) for part in ("test", "train"))
     real, training = (Statistics().update(extractor(images[:].expand(-1, 3, -1, -1).float())) for images in sets)
     assert floor["value"] == pytest.approx(frechet_distance(real, training), rel=1e-6)
     assert re.search(r"\| value \|\n\| --- \|\n\| [\d.e-]+ \|\n", text)

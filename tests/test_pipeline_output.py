@@ -12,7 +12,7 @@ def test_an_output_is_shown_in_one_line(pipe):
     """The repr of each output names its fields, their kinds and shapes, and no pixel."""
     images = torch.rand(2, 1, 8, 8)
     sampled, states = pipe(2, num_inference_steps=3), pipe(1, num_inference_steps=3, return_trajectory=True)
-    assert repr(sampled) == "DDIMPipelineOutput(images=2 x L image of 8 x 8)"
+    assert repr(sampled) == "DDIMPipelineOutput(images=2 x L image of 8 x 8, calibrated=False)"
     assert "trajectory=4 x Tensor [1, 1, 8, 8] float32" in repr(states)
     assert repr(pipe.invert(images, 3)) == "DDIMInversionOutput(latents=Tensor [2, 1, 8, 8] float32)"
     rebuilt = repr(pipe.reconstruct(images, 3, output_type="np"))

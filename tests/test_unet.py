@@ -94,7 +94,9 @@ def test_overrides_replace_the_rows_keys():
 
 def test_unknown_names_and_keys_are_refused():
     """An unknown network or config key raises ValueError that names it and what is allowed."""
-    with pytest.raises(ValueError, match="no network 'cifar'; allowed: digits, cifar10-64"):
+    with pytest.raises(
+        ValueError, match="no network 'cifar'; allowed: digits, images-32, images-64, images-128, cifar10-64"
+    ):
         build_unet("cifar")
     with pytest.raises(ValueError, match="no config key 'chanels', 'self'"):
         build_unet("digits", chanels=3, self=1)

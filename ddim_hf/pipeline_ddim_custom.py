@@ -22,6 +22,7 @@ from .calibrated_schedules import find_schedule, keep_schedules
 from .calibration import fit_schedules
 from .fast_sampling import FastNetwork
 from .files import write_text
+from .guidance import check_names, class_ids, number_of_classes
 from .images import check_output_type, images_to_states, states_to_images
 from .inversion import encode
 from .pipeline_output import DDIMInversionOutput, DDIMPipelineOutput, DDIMReconstructionOutput
@@ -36,9 +37,12 @@ class DDIMCustomPipeline(DiffusionPipeline):
         unet: the network that predicts the noise.
         scheduler: any of diffusers' schedulers that has betas; `DDIMSchedulerCustom` takes its place, with the same
             betas and prediction type. To sample with another scheduler, assign it to `pipe.scheduler` afterwards.
+        id2label: the names of a class-conditional network's classes 0 to K - 1, such as {0: "cat", 1: "dog"}; by
+            default their numbers. The network has num_class_embeds = K + 1: index K is the null class.
 
     Raises:
-        ValueError: the scheduler's process has no betas (flow matching, EDM and the like).
+        ValueError: the scheduler's process has no betas (flow matching, EDM and the like), or id2label names other
+            classes than the network has.
     """
 
     model_cpu_offload_seq = "unet"
@@ -46,11 +50,37 @@ class DDIMCustomPipeline(DiffusionPipeline):
     commit: str | None = None  # of the Hub's repository that it was loaded from
     _hashed: tuple[Any, str] | None = None  # the network's weights_mark, and the weights_hash that belongs to it
 
-    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin):
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict[int, str] | None = None):
         super().__init__()
         if not isinstance(scheduler, DDIMSchedulerCustom):
             scheduler = DDIMSchedulerCustom.from_scheduler(scheduler)
         self.register_modules(unet=unet, scheduler=scheduler)
+        if id2label is not None:  # else it would stand as null in every model's index
+            self.register_to_config(id2label=check_names(id2label, unet))
+
+    # Classes
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """The names of the network's classes by number, without the null class; empty for one without classes."""
+        names = self.config.get("id2label") or {}
+        return {number: names.get(number, str(number)) for number in range(number_of_classes(self.unet) or 0)}
+
+    def class_ids(self, class_labels: Any, batch_size: int) -> torch.Tensor | None:
+        """Return the classes of a batch's images, int64 [batch_size]; None for a network without classes.
+
+        Args:
+            class_labels: names or numbers, one for all images or a sequence with one for each; None, also as an entry,
+                is the null class.
+
+        Raises:
+            ValueError: an unknown name or number, another length, or labels for a network without classes.
+        """
+        if number_of_classes(self.unet) is None:
+            if class_labels is not None:
+                raise ValueError(f"class_labels is {class_labels!r}, but the network has no classes; allowed: None")
+            return None
+        return class_ids(class_labels, batch_size, self.id2label)
 
     # Sampling
 

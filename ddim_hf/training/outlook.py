@@ -116,8 +116,9 @@ def estimate_time(config: TrainingConfig, unet: UNet2DModel, device: torch.devic
             torch.accelerator.synchronize()
         return time.perf_counter() - began
 
-    seconds(1)  # the first pass prepares much
     passed, count = seconds(1), 1
+    if passed < 5:  # the first pass prepares much
+        passed = seconds(1)
     if passed < 1:
         count = min(share, 8) if device.type == "cpu" else share // config.gradient_accumulation_steps
         passed = seconds(count)

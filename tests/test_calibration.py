@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import tiny_unet
 from diffusers import DDIMPipeline
+from hub_models import WRITER
 from PIL import Image
 from training_runs import ROOT
 
@@ -392,6 +393,16 @@ def test_schedules_go_to_disk_and_back_and_stock_samples_plainly(fitted, tmp_pat
     assert np.abs(theirs - uniform(2, num_inference_steps=4, **plain).images).max() < 1e-4
     again = DDIMCustomPipeline(stock.unet, stock.scheduler).scheduler.config
     assert again.calibrated_schedules == fitted.scheduler.config.calibrated_schedules
+
+
+def test_schedules_go_to_the_hub_and_back(fitted, hub):
+    """push_to_hub sends the schedules with the model, and the model that comes back from there uses them."""
+    fitted.push_to_hub("org/fitted", token=WRITER)
+    loaded = DDIMCustomPipeline.from_pretrained("org/fitted")
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded.scheduler.config.calibrated_schedules == fitted.scheduler.config.calibrated_schedules
+    got = images(loaded)
+    assert got.calibrated and torch.equal(got.images, images(fitted).images)
 
 
 def test_schedules_of_other_weights_warn_and_are_not_used(fitted, monkeypatch):

@@ -146,24 +146,33 @@ def test_timestep_off_the_schedule_steps_to_the_next_below():
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
+@torch.inference_mode()
 def test_every_transition_of_every_number_of_steps_is_exact(spacing):
-    """Each of the 500,500 transitions of S = 1..1000 is within 2e-5 of the formulas, with eta 0, 0.4 and 1 in turn."""
+    """Each transition of S = 1..1000 is within 2e-5 of the formulas, with eta 0, 0.4 and 1 in turn: all 500,500 with
+    linspace spacing, those that differ with the others (each S has its spacing's definition, as the test above says)."""
     scheduler = DDIMSchedulerCustom(clip_sample=False, timestep_spacing=spacing)
     x, output, noise = draw(T, 2), draw(2, seed=1), draw(2, seed=2)
     rows, x64 = x.unbind(), x.double().numpy()
-    worst, count = 0.0, 0
+    worst, seen, count = 0.0, set(), 0
     for steps in range(1, T + 1):
         scheduler.set_timesteps(steps)
         tau, alpha, alpha_prev = transitions(scheduler)
         eta = (0.0, 0.4, 1.0)[steps % 3]
-        got = [scheduler.step(output, t, rows[t], eta, False, None, noise, False)[0] for t in tau.tolist()]
-        wanted, _ = oracle(x64[tau], output.double().numpy(), alpha, alpha_prev, eta, noise.double().numpy())
+        keys = [(t, below, eta) for t, below in zip(tau.tolist(), [*tau[1:].tolist(), None], strict=True)]
+        new = [i for i, key in enumerate(keys) if spacing == "linspace" or key not in seen]
+        if not new:
+            continue
+        seen.update(keys)
+        got = [scheduler.step(output, t, rows[t], eta, False, None, noise, False)[0] for t in tau[new].tolist()]
+        steps_at = tau[new], alpha[new], alpha_prev[new]
+        wanted, _ = oracle(x64[steps_at[0]], output.double().numpy(), *steps_at[1:], eta, noise.double().numpy())
         scale = np.abs(wanted).max(1, keepdims=True)
         worst = max(worst, (np.abs(torch.stack(got).double().numpy() - wanted) / scale).max())
         count += len(got)
-    assert count == 500_500 and worst < 2e-5
+    assert worst < 2e-5 and len(seen) > 10_000 and count == (500_500 if spacing == "linspace" else len(seen))
 
 
+@torch.inference_mode()
 def test_every_transition_equals_stocks_where_stock_is_right():
     """With leading spacing, each transition of each S gives stock's prev_sample and x_0 within 1e-5, eta 0 and 1."""
     ours, stock = DDIMSchedulerCustom(), DDIMScheduler()

@@ -4,7 +4,7 @@ import io
 import itertools
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +15,18 @@ from PIL import Image
 
 from .decoding import IMAGE_SUFFIXES
 from .folders import visible_files
+from .labels import in_order
 from .messages import refuse_options
 from .sources import Source, choose_split, digits, is_plain_folder, local_path, needs_datasets, open_source
-from .tables import choose_image_column, dataset_arguments, import_datasets, is_saved_dataset, not_loaded
+from .tables import (
+    choose_image_column,
+    class_names,
+    dataset_arguments,
+    find_label_column,
+    import_datasets,
+    is_saved_dataset,
+    not_loaded,
+)
 
 LOOKED_AT = 64  # images whose headers are read
 GREY_MODES = {"1", "L", "LA", "I", "F"}
@@ -30,6 +39,8 @@ class ImageDescription:
     `kind` says where they come from, `modes` are Pillow's, the most frequent first, and `smallest` and `largest` the
     least and greatest (width, height) that occur: both of the `looked_at` images alone, which lie evenly over the set
     (of tables, at its beginning). `num_folders` is the number of folders that hold the image files, 0 for other kinds.
+    `label_names` are the names of the classes, () where they were not asked for, None where a table has to be read
+    through for them.
     """
 
     name: str
@@ -41,6 +52,7 @@ class ImageDescription:
     largest: tuple[int, int] | None
     looked_at: int
     num_folders: int = 0
+    label_names: tuple[str, ...] | None = ()
 
     @property
     def channels(self) -> int | None:
@@ -66,6 +78,8 @@ def describe_images(
     image_column: str | None = None,
     config_name: str | None = None,
     revision: str | None = None,
+    labelled: bool = False,
+    label_column: str | None = None,
 ) -> ImageDescription:
     """Say what `load_images` would open with these arguments, from headers and metadata alone.
 
@@ -77,14 +91,19 @@ def describe_images(
     """
     options = {"image_column": image_column, "config_name": config_name, "revision": revision}
     if name == "digits":
-        refuse_options(name, **options)
-        return _describe("the built-in set", name, split, len(digits(split)), map(Image.fromarray, digits(split)[:1]))
+        refuse_options(name, **options, label_column=label_column)
+        images, names = digits(split)[0], in_order(map(str, range(10))) if labelled else ()
+        described = _describe("the built-in set", name, split, len(images), map(Image.fromarray, images[:1]))
+        return replace(described, label_names=names)
     path = local_path(name)
     files = visible_files(name, path) if is_plain_folder(path) else []
     if is_saved_dataset(path) or is_plain_folder(path) and not needs_datasets(files):
         source, split = open_source(name, split, **options)
-        return describe_source("the saved dataset" if is_saved_dataset(path) else "the folder", name, split, source)
-    return _describe_table(name, path, files, split, **options)
+        described = describe_source(
+            "the saved dataset" if is_saved_dataset(path) else "the folder", name, split, source
+        )
+        return replace(described, label_names=source.labels(label_column).names if labelled else ())
+    return _describe_table(name, path, files, split, **options, labelled=labelled, label_column=label_column)
 
 
 def describe_source(kind: str, name: str, split: str | None, source: Source) -> ImageDescription:
@@ -119,6 +138,8 @@ def _describe_table(
     image_column: str | None,
     config_name: str | None,
     revision: str | None,
+    labelled: bool,
+    label_column: str | None,
 ) -> ImageDescription:
     datasets = import_datasets()
     if path.exists():
@@ -128,17 +149,27 @@ def _describe_table(
         try:
             builder = datasets.load_dataset_builder(**arguments, cache_dir=scratch)
         except ConnectionError:
-            return _describe("the Hub's dataset", name, split, None, [])
+            return replace(_describe("the Hub's dataset", name, split, None, []), label_names=None if labelled else ())
         except Exception as error:  # of many libraries, as when it is loaded
             raise not_loaded(name, error) from error
         by_split = {str(key): list(paths) for key, paths in builder.config.data_files.items()}
         split = choose_split(name, by_split, split)
         if not path.exists():
             known = (builder.info.splits or {}).get(split)
-            return _describe("the Hub's dataset", name, split, known and known.num_examples, [])
-        rows = itertools.islice(builder.as_streaming_dataset(split=split), LOOKED_AT)
-        images = list(_images_in(name, rows, image_column))
-    return _describe("the tables" if path.is_dir() else "the table", name, split, _count(by_split[split]), images)
+            described = _describe("the Hub's dataset", name, split, known and known.num_examples, [])
+            names = _label_names(name, builder.info.features, label_column) if labelled else ()
+            return replace(described, label_names=names)
+        stream = builder.as_streaming_dataset(split=split)
+        names = _label_names(name, stream.features, label_column) if labelled else ()
+        images = list(_images_in(name, itertools.islice(stream, LOOKED_AT), image_column))
+    kind = "the tables" if path.is_dir() else "the table"
+    return replace(_describe(kind, name, split, _count(by_split[split]), images), label_names=names)
+
+
+def _label_names(name: str, features: Mapping[str, Any] | None, wanted: str | None) -> tuple[str, ...] | None:
+    """The classes that the columns' types name, where they are known."""
+    names = class_names(features[find_label_column(name, features, wanted)]) if features else None
+    return names and tuple(names)
 
 
 def _images_in(name: str, rows: Iterable[dict[str, Any]], wanted: str | None) -> Iterator[Image.Image]:

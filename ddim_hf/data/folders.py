@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from .decoding import IMAGE_SUFFIXES
-from .messages import reason, tell_left_out
+from .labels import Labels, number_labels
+from .messages import reason, refuse_options, tell_left_out
 
 ARCHIVE_SUFFIXES = (".tar", ".zip")
 UNREAD_SUFFIXES = tuple(".heic .heif .jxl .svg .psd .exr .dng .cr2 .nef .arw".split())  # which Pillow cannot decode
@@ -24,10 +25,10 @@ SHARD = re.compile(r"(\d{8})-(\d{8})\.npy")  # a file of generated images, by it
 
 
 class ImageFiles:
-    """Image files."""
+    """Image files below the folder `root`."""
 
-    def __init__(self, paths: list[Path]):
-        self.paths = paths
+    def __init__(self, name: str, root: Path, paths: list[Path]):
+        self.name, self.root, self.paths = name, root, paths
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -45,12 +46,20 @@ class ImageFiles:
     def stamp(self) -> str:
         return _stamp(self.paths)
 
+    def labels(self, column: str | None) -> Labels:
+        """By the folders directly below the root."""
+        refuse_options(self.name, label_column=column)
+        parents = [path.relative_to(self.root).parts[:-1] for path in self.paths]
+        if not any(parents):
+            raise ValueError(f"{self.name!r} has no labels: its images lie in no folders; allowed: one for each class")
+        return number_labels(self.name, (parts[0] if parts else None for parts in parents), self.label)
+
 
 class SampleShards:
     """The images in the .npy files of `ddim_hf.generation.generate`, as the PNG files that it would have written."""
 
-    def __init__(self, files: list[Path]):
-        self.files, self.shards = files, [_open_shard(file) for file in files]
+    def __init__(self, name: str, files: list[Path]):
+        self.name, self.files, self.shards = name, files, [_open_shard(file) for file in files]
         self.ends = np.cumsum([len(shard) for shard in self.shards])
 
     def __len__(self) -> int:
@@ -74,6 +83,9 @@ class SampleShards:
 
     def stamp(self) -> str:
         return _stamp(self.files)
+
+    def labels(self, column: str | None) -> Labels:
+        raise ValueError(f"{self.name!r} has no labels: it holds arrays of samples; allowed: images in class folders")
 
 
 def _open_shard(file: Path) -> np.ndarray:
@@ -118,10 +130,10 @@ def open_folder(name: str, folder: Path, files: list[Path]) -> dict[str, ImageFi
     if images:
         tell_left_out(name, _with(ARCHIVE_SUFFIXES, files), "archives beside the images")
         tell_left_out(name, shards, "arrays beside the images")
-    splits = {
-        split: (ImageFiles if images else SampleShards)(sorted(found, key=Path.as_posix))
-        for split, found in _by_split(name, _image_root(folder), images or shards).items()
-    }
+    splits = {}
+    for split, (root, found) in _by_split(name, _image_root(folder), images or shards).items():
+        found = sorted(found, key=Path.as_posix)
+        splits[split] = ImageFiles(name, root, found) if images else SampleShards(name, found)
     _compare_with_manifest(name, _image_root(folder), sum(map(len, splits.values())))
     return splits
 
@@ -130,8 +142,9 @@ def _with(suffixes: tuple[str, ...], files: list[Path]) -> list[Path]:
     return [file for file in files if file.suffix.lower() in suffixes]
 
 
-def _by_split(name: str, root: Path, images: list[Path]) -> dict[str, list[Path]]:
-    """The images by split: top folders are splits if all of them that hold images are called so, else all is one."""
+def _by_split(name: str, root: Path, images: list[Path]) -> dict[str, tuple[Path, list[Path]]]:
+    """Where a split lies, and its images: top folders are splits if all of them that hold images are called so, else
+    all is one."""
     by_folder: dict[Path, list[Path]] = {}
     for image in images:
         by_folder.setdefault(image.parent, []).append(image)
@@ -143,14 +156,14 @@ def _by_split(name: str, root: Path, images: list[Path]) -> dict[str, list[Path]
     named, others = sorted(by_top.keys() & SPLIT_FOLDERS), sorted(by_top.keys() - SPLIT_FOLDERS)
     if named and not others:
         tell_left_out(name, beside, f"images beside the splits {named}")
-        return {split: by_top[split] for split in named}
+        return {split: (root / split, by_top[split]) for split in named}
     if len(named) > 1:  # one may be a class of that name
         warnings.warn(
             f"{name}: its folders {named} are read as one set with the others, {', '.join(others[:3])}, and not as "
             f"splits: {len(images)} images",
             stacklevel=4,
         )
-    return {"train": _once(name, by_folder)}
+    return {"train": (root, _once(name, by_folder))}
 
 
 def _once(name: str, by_folder: dict[Path, list[Path]]) -> list[Path]:

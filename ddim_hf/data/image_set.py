@@ -1,7 +1,9 @@
 """A set of images, from wherever they come, as uint8 tensors of one shape."""
 
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 
 from .cache import THREADS, decode_or_reuse, default_cache, digest, fingerprint
 from .decoding import decode, to_pixels
+from .labels import Labels, in_order, keep_labels
 from .messages import reason, refuse_options, unreadable
 from .sources import Source, digits, open_source
 
@@ -18,14 +21,37 @@ class ImageSet:
     """A read-only sequence of images, all of one shape.
 
     `shape` is (N, C, H, W), `name` as given to `load_images`, `split` the split it chose (None: all of the digits).
-    `fingerprint` is a hex string made from the images' encoded bytes, their order, resolution and channels: the same
-    in every process and on every machine that holds the same data, wherever it lies.
+    `labels` is int64 [N], which of `label_names` each image is; None and () where they were not asked for.
+    `fingerprint` is a hex string made from the images' encoded bytes, their order, resolution and channels, and from
+    the labels: the same in every process and on every machine that holds the same data, wherever it lies.
     """
 
-    def __init__(self, name: str, split: str | None, fingerprint: str, pixels: "np.ndarray | DecodedOnAccess"):
+    def __init__(
+        self,
+        name: str,
+        split: str | None,
+        fingerprint: str,
+        pixels: "np.ndarray | DecodedOnAccess",
+        labels: Labels | None = None,
+    ):
         self.name, self.split, self.fingerprint = name, split, fingerprint
         self.shape = tuple(pixels.shape)
-        self._pixels = pixels
+        self.labels, self.label_names = (labels.numbers, labels.names) if labels else (None, ())
+        self._pixels, self._unlabelled = pixels, fingerprint
+        if labels:
+            self.fingerprint = digest(fingerprint, labels.names, labels.numbers.tolist())
+
+    def labels_as(self, names: Sequence[str], whose: str = "the names") -> np.ndarray:
+        """The labels as numbers into other names, such as a model's, int64 [N].
+
+        Raises:
+            ValueError: an image has a label that is not among them.
+        """
+        return Labels(self.labels, self.label_names).numbered_as(names, whose)
+
+    def unlabelled(self) -> "ImageSet":
+        """The same images as a set without labels."""
+        return ImageSet(self.name, self.split, self._unlabelled, self._pixels)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -79,6 +105,8 @@ def load_images(
     refresh_cache: bool = False,
     skip_broken: bool = False,
     max_cached_bytes: int = 16 * 2**30,
+    labelled: bool = False,
+    label_column: str | None = None,
 ) -> ImageSet:
     """Open a set of images, each centre-cropped and resized (Lanczos, antialiased) to `resolution` pixels a side.
 
@@ -103,10 +131,14 @@ def load_images(
         refresh_cache: read and decode everything again, whatever is remembered.
         skip_broken: leave out images that cannot be read, with a warning.
         max_cached_bytes: sets that are larger when decoded are read through once and then decoded on each access.
+        labelled: read the labels too: which digit it is; the folder, directly below the set's or the split's own, that
+            an image file lies in; a table's column of strings, ints or `ClassLabel`. Numbers are classes in their
+            order, other names in that of the alphabet. They are kept beside the pixels.
+        label_column: found by its name (label, labels, fine_label, class, target), else by its type, if not given.
 
     Raises:
-        ValueError, FileNotFoundError: in one line, for a set, split or column that is not there, and for an image that
-            cannot be read.
+        ValueError, FileNotFoundError: in one line, for a set, split or column that is not there, for an image that
+            cannot be read and, where labels are asked for, for one that has none.
         OSError: the disk is too full for the cache.
         ImportError: the set needs a library that is not installed.
     """
@@ -114,10 +146,14 @@ def load_images(
         raise ValueError(f"channels must be 1 or 3 and resolution at least 1, not {channels} and {resolution}")
     chosen = {"image_column": image_column, "config_name": config_name, "revision": revision}
     if name == "digits":
-        refuse_options(name, **chosen)
-        return _load_digits(split, resolution, channels)
+        refuse_options(name, **chosen, label_column=label_column)
+        return _load_digits(split, resolution, channels, labelled)
     source, split = open_source(str(name), split, **chosen, refresh_cache=refresh_cache)
     cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
+    labels = None
+    if labelled:  # first, as it takes no time
+        file = cache / f"{digest(source.stamp(), 'labels', label_column)}.labels.json"
+        labels = keep_labels(file, len(source), lambda: source.labels(label_column), refresh_cache)
     key = fingerprint(source, channels, resolution, cache, refresh_cache)
     shape = (len(source), channels, resolution, resolution)
     options = {"max_bytes": max_cached_bytes, "skip_broken": skip_broken, "refresh": refresh_cache}
@@ -131,13 +167,15 @@ def load_images(
         first = ", ".join(source.label(number) for number in sorted(broken)[:3])
         warnings.warn(f"{name}: left out {len(broken)} of {len(source)} images, not readable: {first}", stacklevel=2)
         key = digest(key, sorted(broken))
+        labels = labels and replace(labels, numbers=np.delete(labels.numbers, sorted(broken)))
     if pixels is None:
         readable = np.delete(np.arange(len(source)), sorted(broken))
         pixels = DecodedOnAccess(source, readable, channels, resolution)
-    return ImageSet(name, split, key, pixels)
+    return ImageSet(name, split, key, pixels, labels)
 
 
-def _load_digits(split: str | None, resolution: int, channels: int) -> ImageSet:
-    images = digits(split)
+def _load_digits(split: str | None, resolution: int, channels: int, labelled: bool) -> ImageSet:
+    images, which = digits(split)
+    labels = Labels(which, in_order(map(str, range(10)))) if labelled else None
     pixels = np.stack([to_pixels(Image.fromarray(image), channels, resolution) for image in images])
-    return ImageSet("digits", split, digest(images.tobytes(), channels, resolution), pixels)
+    return ImageSet("digits", split, digest(images.tobytes(), channels, resolution), pixels, labels)

@@ -8,6 +8,7 @@ import numpy as np
 
 from .decoding import IMAGE_SUFFIXES
 from .folders import ARCHIVE_SUFFIXES, open_folder, visible_files
+from .labels import Labels
 from .messages import ALLOWED, refuse_options
 from .tables import TABLE_SUFFIXES, find_image_column, is_saved_dataset, load_splits
 
@@ -25,6 +26,9 @@ class Source(Protocol):
 
     def stamp(self) -> str:
         """A text that is cheap to make and changes when the images do."""
+
+    def labels(self, column: str | None) -> Labels:
+        """The images' labels, of a table in that column; ValueError, in one line, where there are none."""
 
 
 def open_source(
@@ -102,14 +106,16 @@ def choose_split(name: str, splits: Mapping[str, Any], split: str | None, whole:
     return split
 
 
-def digits(split: str | None) -> np.ndarray:
-    """scikit-learn's 1,797 handwritten digits, uint8 [N, 8, 8]; "test" is every tenth, "train" the others."""
+def digits(split: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's 1,797 handwritten digits, uint8 [N, 8, 8], and which they are, int64 [N]; "test" is every tenth,
+    "train" the others."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError("the digits come with scikit-learn: pip install 'ddim_hf[demo]'") from error
-    images = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
-    splits = {None: images, "train": np.delete(images, slice(0, None, 10), axis=0), "test": images[::10]}
-    if split not in splits:
+    if split not in (None, "train", "test"):
         raise ValueError(f"'digits' has no split {split!r}: choose from ['test', 'train'], or None for all of it")
-    return splits[split]
+    whole = load_digits()
+    held_out = np.arange(len(whole.target)) % 10 == 0
+    chosen = {None: slice(None), "train": ~held_out, "test": held_out}[split]
+    return np.round(whole.images[chosen] * (255 / 16)).astype(np.uint8), whole.target[chosen].astype(np.int64)

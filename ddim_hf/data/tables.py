@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from .decoding import IMAGE_SUFFIXES
+from .labels import Labels, choose_label_column, number_labels
 from .messages import ALLOWED, reason, tell_left_out
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
@@ -22,7 +23,7 @@ class ImageColumn:
     """One column of a `datasets.Dataset`, read as Arrow so that nothing is decoded or copied on the way."""
 
     def __init__(self, name: str, dataset: Any, column: str):
-        self.name, self.column = name, column
+        self.name, self.column, self.table = name, column, dataset
         self.dataset = dataset.select_columns([column]).with_format("arrow")
         self._archives: dict[str, Any] = {}  # opened once, as each opening reads the archive's list of files
         self._opening = threading.Lock()
@@ -57,6 +58,13 @@ class ImageColumn:
 
     def stamp(self) -> str:
         return f"{self.dataset._fingerprint}|{self.column}"
+
+    def labels(self, column: str | None) -> Labels:
+        """Those of the wanted column, or else of one that holds labels by its name or its type."""
+        features = self.table.features
+        column = find_label_column(self.name, features, column)
+        values = self.table.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+        return number_labels(self.name, values, self.label, class_names(features[column]))
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -158,6 +166,17 @@ def choose_image_column(name: str, columns: list[str], images: list[str], wanted
     if wanted is None and len(images) > 1:
         raise ValueError(f"{name!r} has several columns of images: choose image_column (--image_column) from {images}")
     return wanted or images[0]
+
+
+def find_label_column(name: str, features: Mapping[str, Any], wanted: str | None) -> str:
+    """The column of labels, among columns of these types."""
+    of_classes = [column for column, feature in features.items() if class_names(feature)]
+    return choose_label_column(name, list(features), of_classes, wanted)
+
+
+def class_names(feature: Any) -> list[str] | None:
+    """The names of the classes that a column's type holds (`datasets.ClassLabel`); None for any other."""
+    return getattr(feature, "names", None)
 
 
 def _holds_images(name: str, dataset: Any, column: str) -> bool:

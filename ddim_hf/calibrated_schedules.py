@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .calibration import Schedule, error
+from .guidance import Condition
 from .scheduling_ddim_custom import DDIMSchedulerCustom
 
 Certificate = dict[str, dict[str, Any]]
@@ -15,6 +16,7 @@ Certificate = dict[str, dict[str, Any]]
 def keep_schedules(
     scheduler: DDIMSchedulerCustom,
     fitted: dict[int, tuple[Schedule, Certificate]],
+    condition: Condition,
     *,
     weights_hash: str,
     **settings: int,
@@ -24,27 +26,42 @@ def keep_schedules(
     Others that are there stay if they were fitted to the same network and sampler.
 
     Args:
+        condition: the classes and guidance of the images that they were fitted to.
         weights_hash: the network's.
         settings: of the fit, for the record.
     """
     there, sampler = scheduler.config.calibrated_schedules or {}, describe_sampler(scheduler.config)
     same = there.get("weights_hash") == weights_hash and there.get("sampler") == sampler
     schedules = dict(there["schedules"]) if same else {}
+    classes = {} if condition.classes is None else {"classes": condition.classes}
     for steps, (schedule, certificate) in fitted.items():
-        schedules.pop(str(steps), None)
+        key = _key(steps, condition)
+        schedules.pop(key, None)
         if is_better(steps, certificate):
-            schedules[str(steps)] = {**schedule._asdict(), "settings": settings, "certificate": certificate}
+            schedules[key] = {**schedule._asdict(), **classes, "settings": settings, "certificate": certificate}
     record = {"weights_hash": weights_hash, "sampler": sampler, "schedules": schedules}
     scheduler.change_config(calibrated_schedules=record if schedules else None)
 
 
-def find_schedule(config: dict[str, Any], num_inference_steps: int) -> dict[str, Any] | None:
-    """Return the timesteps and weights that a config holds for so many steps of its sampler; None if none."""
+def find_schedule(config: dict[str, Any], num_inference_steps: int, condition: Condition) -> dict[str, Any] | None:
+    """Return the timesteps and weights that a config holds for so many steps of its sampler; None if none.
+
+    A schedule is for the guidance that it was fitted with, and for the classes that it was fitted to.
+    """
     record = config.get("calibrated_schedules") or {}
-    found = record.get("schedules", {}).get(str(num_inference_steps))
+    found = record.get("schedules", {}).get(_key(num_inference_steps, condition))
     if found is None or record["sampler"] != describe_sampler(config, record["sampler"]):
         return None
+    if condition.guide is not None or not set(condition.classes or []) <= set(found.get("classes") or []):
+        return None
     return {"timesteps": found["timesteps"], "weights": found["weights"]}
+
+
+def _key(steps: int, condition: Condition) -> str:
+    """What a schedule goes by: its steps, and the guidance if there is some."""
+    guidance = f" at guidance_scale {condition.scale}" if condition.scale != 1 else ""
+    interval = " in {} to {}".format(*condition.interval) if condition.interval else ""
+    return f"{steps}{guidance}{interval}"
 
 
 def describe_sampler(config: dict[str, Any], keys: dict[str, Any] | None = None) -> dict[str, Any]:

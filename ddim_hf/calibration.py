@@ -28,7 +28,7 @@ RIDGE = 1e-3
 BANDS = (1 / 8, 1 / 4)  # cycles per pixel, between them the bands
 ELEMENTS = 3072  # a 32 x 32 colour image whole; of larger states the fit looks at so many values, for memory
 
-Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Network = Callable[[torch.Tensor, torch.Tensor, range], torch.Tensor]
 
 
 class Schedule(NamedTuple):
@@ -42,7 +42,7 @@ class Block:
     """Images that pass through the network together, on the process that they belong to."""
 
     def __init__(self, numbers: range, held_out: bool, noise: torch.Tensor):
-        self.start, self.held_out, self.noise = numbers.start, held_out, noise
+        self.numbers, self.start, self.held_out, self.noise = numbers, numbers.start, held_out, noise
         self.images: torch.Tensor  # the teacher's
         self.states: torch.Tensor  # of the fit: the teacher's x at each of its N timesteps and the data, [N + 1, B, E]
         self.x0: torch.Tensor  # what it predicted there, clipped as its sampler clips, [N, B, E]
@@ -74,7 +74,7 @@ def fit_schedules(
     this, and all return what one alone would.
 
     Args:
-        network: its output for (x, timestep), of x's shape and the scheduler's prediction_type.
+        network: its output for (x, timestep, the images' numbers), of x's shape and the scheduler's prediction_type.
         scheduler: takes the plain steps and the teacher's, its clipping included; left as it is.
         draw: x_T [B, C, H, W] of the images with these numbers, on the network's device.
         num_inference_steps: every S, from 1 to teacher_steps - 1.
@@ -144,7 +144,7 @@ def _follow_teacher(network: Network, scheduler: DDIMSchedulerCustom, block: Blo
     """Sample the block in the scheduler's steps; of the half for the fit keep what the fit looks at."""
     x, states, x0, epsilon = block.noise, [], [], []
     for t in scheduler.timesteps.tolist():
-        output = _predict(network, x, t, bar)
+        output = _predict(network, block, x, t, bar)
         if not block.held_out:
             states.append(block.seen(x))
             epsilon.append(block.seen(scheduler.predict_epsilon(output, t, x)))
@@ -160,12 +160,12 @@ def _follow_teacher(network: Network, scheduler: DDIMSchedulerCustom, block: Blo
 def _plain(network: Network, scheduler: DDIMSchedulerCustom, block: Block, bar: tqdm) -> torch.Tensor:
     x = block.noise
     for t in scheduler.timesteps.tolist():
-        x = scheduler.step(_predict(network, x, t, bar), t, x).prev_sample
+        x = scheduler.step(_predict(network, block, x, t, bar), t, x).prev_sample
     return x
 
 
-def _predict(network: Network, x: torch.Tensor, t: int, bar: tqdm) -> torch.Tensor:
-    output = network(x, torch.tensor(t, device=x.device))
+def _predict(network: Network, block: Block, x: torch.Tensor, t: int, bar: tqdm) -> torch.Tensor:
+    output = network(x, torch.tensor(t, device=x.device), block.numbers)
     bar.update(len(x))
     return output
 
@@ -255,7 +255,7 @@ def fit_weights(
     history = {block: [] for block in states}
     weights = []
     for t, target in zip(tau, targets, strict=True):
-        outputs = {block: _predict(network, x, t, bar) for block, x in states.items()}
+        outputs = {block: _predict(network, block, x, t, bar) for block, x in states.items()}
         for block, x in states.items():
             history[block] = [plain.predict_epsilon(outputs[block], t, x), *history[block][:2]]
         if t == tau[-1] or scheduler.alphas_cumprod[t] == 0:

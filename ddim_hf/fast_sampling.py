@@ -12,7 +12,7 @@ from diffusers import UNet2DModel
 
 
 class FastNetwork:
-    """The network as a function (x [B, C, H, W] float32, timestep) -> eps, faster than `unet(x, timestep)`.
+    """The network as a function (x [B, C, H, W] float32, timestep, class_labels) -> eps, faster than it.
 
     Args:
         unet: its weights are laid out channels-last in place; `undo` restores them. Its forwards stay its own.
@@ -57,7 +57,9 @@ class FastNetwork:
         same_device = self.device.type == device.type and self.device.index in (None, device.index)
         return self.unet is unet and same_device and self._offloading is vars(unet).get("forward")
 
-    def __call__(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
         if self._twin.training != self.unet.training:
             self._twin.train(self.unet.training)
         x = x.to(memory_format=torch.channels_last)
@@ -65,24 +67,22 @@ class FastNetwork:
         torch.backends.cudnn.benchmark = True  # the first call of a batch size looks for its fastest kernels
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-                output = self._predict(x, timestep)
+                output = self._predict(x, timestep, class_labels)
         finally:
             torch.backends.cudnn.benchmark = benchmark
         # A CUDA graph's output lives in memory that the next call overwrites.
         return output.to(torch.float32, memory_format=torch.contiguous_format, copy=self.compiled)
 
-    def _predict(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        if not self.compiled:
-            return self._forward(self._twin, x, timestep)
-        shapes = (x.shape, timestep.shape)
-        if shapes in self._compiled_shapes:
-            return self._forward(self._twin, x, timestep)
+    def _predict(self, *inputs: torch.Tensor | None) -> torch.Tensor:
+        shapes = tuple(None if each is None else each.shape for each in inputs)
+        if not self.compiled or shapes in self._compiled_shapes:
+            return self._forward(self._twin, *inputs)
         import torch._dynamo  # a second, so not before it is needed
 
         try:
             # Eight batch sizes and networks are the default limit of a process, past which it would not compile.
             with torch._dynamo.config.patch(recompile_limit=256):
-                output = self._forward(self._twin, x, timestep)
+                output = self._forward(self._twin, *inputs)
             self._compiled_shapes.add(shapes)
             return output
         except torch._dynamo.exc.TorchDynamoException as error:  # no headers, a failing compiler, a torn cache
@@ -91,16 +91,18 @@ class FastNetwork:
         warnings.warn(f"compilation failed ({reason[:500]}): fast sampling goes on uncompiled", stacklevel=2)
         self.compiled = False
         self._prepare()
-        return self._forward(self._twin, x, timestep)
+        return self._forward(self._twin, *inputs)
 
     def undo(self):
         """Give the network's weights their default layout back."""
         self.unet.to(memory_format=torch.contiguous_format)
 
 
-def predict(unet: UNet2DModel, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+def predict(
+    unet: UNet2DModel, x: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor | None
+) -> torch.Tensor:
     """The network's output as a function of the network, so that a copy of what calls it runs the copied network."""
-    return unet(x, timestep, return_dict=False)[0]
+    return unet(x, timestep, class_labels, return_dict=False)[0]
 
 
 # bf16 or float32

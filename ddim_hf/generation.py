@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import UNet2DModel
 from diffusers.utils import export_to_gif, logging
 from PIL import Image
 from tqdm.auto import tqdm
@@ -80,20 +81,29 @@ def default_max_batch_size(pipe: DDIMCustomPipeline) -> int:
 
 
 def sample_numbers(
-    pipe: Callable, numbers: Sequence[int], *, seed: int, max_batch_size: int, **sampling: Any
+    pipe: Callable,
+    numbers: Sequence[int],
+    *,
+    seed: int,
+    max_batch_size: int,
+    class_labels: Sequence[Any] | None = None,
+    **sampling: Any,
 ) -> Iterator[tuple[Sequence[int], Any]]:
-    """Yield (numbers, the call's output for them) block by block; the seeds of the last are padded to a whole block.
+    """Yield (numbers, the call's output for them) block by block; the last is padded to a whole block.
 
     Args:
-        pipe: called as pipe(max_batch_size, seeds=[...], **sampling); its output's first `len(numbers)` images count.
+        pipe: called as pipe(max_batch_size, seeds=[...], **sampling), and with class_labels=[...] if there are some;
+            its output's first `len(numbers)` images count.
         numbers: which images; image k has the seed seed + k.
+        class_labels: taken in turn: image k has the label k modulo their count.
     """
     _round_threads(pipe)
     for start in range(0, len(numbers), max_batch_size):
         block = numbers[start : start + max_batch_size]
-        seeds = [seed + k for k in block]
-        seeds += seeds[-1:] * (max_batch_size - len(block))
-        yield block, pipe(max_batch_size, seeds=seeds, **sampling)
+        padded = [*block, *[block[-1]] * (max_batch_size - len(block))]
+        if class_labels is not None:
+            sampling["class_labels"] = [class_labels[k % len(class_labels)] for k in padded]
+        yield block, pipe(max_batch_size, seeds=[seed + k for k in padded], **sampling)
 
 
 def _finite_samples(
@@ -127,6 +137,10 @@ def generate(
     eta: float = 0.0,
     calibrated: bool | None = None,
     seed: int = 0,
+    class_labels: Any = None,
+    guidance_scale: float = 1.0,
+    guidance_interval: Sequence[float] | None = None,
+    guide: DDIMCustomPipeline | UNet2DModel | None = None,
     max_batch_size: int | None = None,
     format: str = "png",
     grid: int = 0,
@@ -142,7 +156,10 @@ def generate(
         pipe: as from `load_pipeline`.
         num_images: may be raised in a later call (not with npy, whose last shard would change).
         calibrated: as in sampling: False takes plain steps, True needs a fitted schedule.
-        seed: image k is made from seed + k alone.
+        seed: image k is made from seed + k, and its class, alone.
+        class_labels: names or numbers of classes, one, several or "all": the images take them in turn, image k the
+            label k modulo their count. None is the null class.
+        guidance_scale, guidance_interval, guide: as in sampling.
         max_batch_size: images through the network at once, written as a block (see this module's text); None takes
             `default_max_batch_size`.
         format: "png", one file an image, or "npy", uint8 [N, H, W, C] in shards of up to 64 MiB.
@@ -162,14 +179,19 @@ def generate(
     check_whole_numbers(grid=grid, least=0)
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; allowed: {', '.join(map(repr, FORMATS))}")
+    labels = pipe.labels_in_turn(class_labels)
+    guidance = {"guidance_scale": guidance_scale, "guidance_interval": guidance_interval, "guide": guide}
     pipe.check_sampling(eta=eta, num_inference_steps=num_inference_steps, seeds=[seed])
+    condition = {"class_labels": None if class_labels is None else labels, **guidance}
+    pipe.check_sampling(**condition)
+    schedule = pipe.calibrated_schedule(num_inference_steps, eta=eta, calibrated=calibrated, **condition)
 
     folder, images = Path(output_dir), Path(output_dir) / "images"
     settings = {"num_inference_steps": num_inference_steps, "eta": eta, "seed": seed, "max_batch_size": max_batch_size}
     files = {"num_images": num_images, "format": format}
-    schedule = pipe.calibrated_schedule(num_inference_steps, eta=eta, calibrated=calibrated)
-    _start_folder(folder, _manifest(pipe, revision) | settings | {"calibrated": schedule} | files)
-    settings["calibrated"] = schedule is not None
+    shown = {"class_labels": labels, "guidance": _describe(guidance), "calibrated": schedule}
+    _start_folder(folder, _manifest(pipe, revision) | settings | shown | files)
+    settings |= {"calibrated": schedule is not None, **condition}
 
     state = processes()
     sample = partial(_finite_samples, pipe, output_type="latent", **settings)
@@ -221,6 +243,15 @@ def _manifest(pipe: DDIMCustomPipeline, revision: str | None) -> dict[str, Any]:
         "device": pipe.device.type,
         "versions": package_versions(),
     }
+
+
+def _describe(guidance: dict[str, Any]) -> dict[str, Any] | None:
+    """Guidance as a manifest has it, the guide by its weights; None where there is none."""
+    if guidance["guidance_scale"] == 1:
+        return None
+    guide = guidance["guide"]
+    described = {"scale": float(guidance["guidance_scale"]), "interval": guidance["guidance_interval"]}
+    return described | {"guide": None if guide is None else weights_hash(getattr(guide, "unet", guide))}
 
 
 def _start_folder(folder: Path, manifest: dict[str, Any]):

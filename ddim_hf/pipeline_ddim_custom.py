@@ -8,6 +8,7 @@ import operator
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,19 @@ from .calibrated_schedules import find_schedule, keep_schedules
 from .calibration import fit_schedules
 from .fast_sampling import FastNetwork
 from .files import write_text
-from .guidance import check_names, class_ids, number_of_classes
+from .guidance import (
+    Condition,
+    Network,
+    check_guide,
+    check_names,
+    class_ids,
+    count_images,
+    guided,
+    listed,
+    make_condition,
+    number_of_classes,
+    shares_between,
+)
 from .images import check_output_type, images_to_states, states_to_images
 from .inversion import encode
 from .pipeline_output import DDIMInversionOutput, DDIMPipelineOutput, DDIMReconstructionOutput
@@ -76,11 +89,24 @@ class DDIMCustomPipeline(DiffusionPipeline):
         Raises:
             ValueError: an unknown name or number, another length, or labels for a network without classes.
         """
-        if number_of_classes(self.unet) is None:
-            if class_labels is not None:
-                raise ValueError(f"class_labels is {class_labels!r}, but the network has no classes; allowed: None")
-            return None
         return class_ids(class_labels, batch_size, self.id2label)
+
+    def labels_in_turn(self, class_labels: Any) -> list[int] | None:
+        """Return the classes that many images take in turn; None for a network without classes.
+
+        Args:
+            class_labels: a name or number, several, or "all" for all classes but the null class, which is None.
+
+        Raises:
+            ValueError: as `class_ids`.
+        """
+        if isinstance(class_labels, str) and class_labels == "all" and "all" not in self.id2label.values():
+            class_labels = list(self.id2label)
+        labels = listed(class_labels)
+        if labels is not None and not labels:
+            raise ValueError("class_labels has no entries; allowed: one or more")
+        ids = self.class_ids(class_labels, 1 if labels is None else len(labels))
+        return None if ids is None else ids.tolist()
 
     # Sampling
 
@@ -98,6 +124,10 @@ class DDIMCustomPipeline(DiffusionPipeline):
         seeds: Sequence[int] | None = None,
         timesteps: Sequence[int] | None = None,
         latents: torch.Tensor | None = None,
+        class_labels: Any = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] | None = None,
+        guide: "DDIMCustomPipeline | UNet2DModel | None" = None,
         max_batch_size: int | None = None,
         clip_sample: bool | None = None,
         calibrated: bool | None = None,
@@ -107,7 +137,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
         """Sample images from noise (paper, eq. 12). The arguments up to return_dict are those of `DDIMPipeline`.
 
         Args:
-            batch_size: number of images.
+            batch_size: number of images; in place of 1 as many as class_labels has entries.
             generator: draws x_T and the noise of each step; a list has one generator per image.
             eta: 0 is DDIM (deterministic), 1 is DDPM; in [0, 1].
             num_inference_steps: S, from 1 to T.
@@ -118,12 +148,24 @@ class DDIMCustomPipeline(DiffusionPipeline):
             seeds: one int per image; image k depends on seeds[k] alone. Not together with `generator`.
             timesteps: tau itself, strictly decreasing ints in [0, T), instead of num_inference_steps.
             latents: x_T, [batch_size, C, H, W], instead of drawing it; of unit scale, for any scheduler.
-            max_batch_size: pass at most so many images through the network at once, so that memory stays bounded.
+            class_labels: what each image is to show, for a network with classes: names of `id2label` or numbers, one
+                for all images or one each. None, also as an entry, is the null class, which is any. Or a float tensor
+                [batch_size, K + 1] of shares that sum to 1, by which the classes' predictions are mixed.
+            guidance_scale: g of classifier-free guidance, eps_null + g (eps_class - eps_null), from 0: 1 is the
+                class's own prediction, in one pass; above 1 images are more typical of it and less diverse.
+            guidance_interval: the timesteps (t_low, t_high), both included, in which guidance is on (Kynkaanniemi et
+                al. 2024, arXiv:2404.07724, who leave it out where the noise is highest and lowest).
+            guide: a worse network for the same states, the prediction of which takes the null class's place
+                (autoguidance: Karras et al. 2024, arXiv:2406.02507), for the same classes where it has some. It needs
+                no labels.
+            max_batch_size: pass at most so many images through the network at once, so that memory stays bounded;
+                guidance passes each twice at once.
             clip_sample: override the scheduler's clipping of x_0 in this call (False turns thresholding off too);
                 decode the latents of `invert` with False.
             calibrated: by default the schedule that `calibrate` has fitted is used, where there is one for
-                num_inference_steps, eta is 0, and neither timesteps nor clipping other than the scheduler's is asked
-                for. False takes plain steps; True raises where there is no schedule.
+                num_inference_steps, these classes and this guidance, eta is 0, and neither timesteps nor clipping
+                other than the scheduler's is asked for. False takes plain steps; True raises where there is no
+                schedule.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": ..., "pred_original_sample": ...})
                 after each step; a dict that it returns may replace "latents".
             return_trajectory: return all states, predictions of x_0 and timesteps too.
@@ -132,9 +174,12 @@ class DDIMCustomPipeline(DiffusionPipeline):
         or from other threads do not touch this one.
 
         Raises:
-            ValueError: an argument outside what is listed or without meaning for an assigned scheduler, or a network
-                or scheduler that cannot sample here.
+            ValueError: an argument outside what is listed or without meaning for an assigned scheduler, a network or
+                scheduler that cannot sample here, labels for a network without classes, guidance other than 1 with
+                neither labels nor a guide, or a guide for other states, timesteps or classes.
         """
+        guidance = {"class_labels": class_labels, "guidance_scale": guidance_scale}
+        guidance |= {"guidance_interval": guidance_interval, "guide": guide}
         self.check_sampling(
             batch_size,
             generator=generator,
@@ -144,10 +189,13 @@ class DDIMCustomPipeline(DiffusionPipeline):
             seeds=seeds,
             latents=latents,
             max_batch_size=max_batch_size,
+            **guidance,
         )
+        batch_size = count_images(batch_size, class_labels)
         schedule = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "clip_sample": clip_sample}
         noise = {"eta": eta, "use_clipped_model_output": use_clipped_model_output}
-        fitted = self.calibrated_schedule(calibrated=calibrated, **schedule, **noise)
+        fitted = self.calibrated_schedule(calibrated=calibrated, **schedule, **noise, **guidance)
+        condition = self._condition(batch_size, **guidance)
         schedule |= fitted or {}
         scheduler = self._new_schedule(**schedule)
         timesteps_visited = scheduler.timesteps.tolist()
@@ -180,7 +228,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
                     x = x * scheduler.init_noise_sigma
                 if return_trajectory:
                     trajectory[0].append(x)
-                x = self._denoise(x, scheduler, _step_arguments(scheduler, draws, len(x), **noise), on_step)
+                step_arguments = _step_arguments(scheduler, draws, len(x), **noise)
+                x = self._denoise(x, scheduler, condition.of(chunk), step_arguments, on_step)
                 images.append(states_to_images(x, output_type))
         self.maybe_free_model_hooks()
 
@@ -217,10 +266,15 @@ class DDIMCustomPipeline(DiffusionPipeline):
         output_type: str | None = "pil",
         seeds: Sequence[int] | None = None,
         latents: torch.Tensor | None = None,
+        class_labels: Any = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] | None = None,
+        guide: "DDIMCustomPipeline | UNet2DModel | None" = None,
         max_batch_size: int | None = None,
     ):
         """Raise ValueError, in one line, where a call with these arguments would."""
         check_whole_numbers(batch_size=batch_size)
+        batch_size = count_images(batch_size, class_labels)
         if max_batch_size is not None:
             check_whole_numbers(max_batch_size=max_batch_size)
         if not 0 <= eta <= 1:
@@ -243,14 +297,22 @@ class DDIMCustomPipeline(DiffusionPipeline):
         if latents is not None and tuple(latents.shape) != (batch_size, *shape):
             raise ValueError(f"latents has shape {tuple(latents.shape)}; allowed: {(batch_size, *shape)}")
         self._check_network(shape)
+        self._condition(batch_size, class_labels, guidance_scale, guidance_interval, guide)
         check_output_type(output_type, channels=shape[0])
 
     def _check_network(self, shape: tuple[int, int, int]):
         """Raise ValueError for a network that does not run here, or not on states of this shape."""
         channels, height, width = shape
         config = self.unet.config
-        if config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None:
-            raise ValueError("the network is conditioned on classes; allowed: unconditional networks")
+        if config.get("class_embed_type") is not None:
+            raise ValueError(
+                f"the network's class_embed_type is {config.class_embed_type!r}; allowed: None, with num_class_embeds "
+                "or without classes"
+            )
+        if number_of_classes(self.unet) == 0:
+            raise ValueError(
+                "the network's num_class_embeds is 1; allowed: None, or classes and the null class, from 2"
+            )
         if config.get("out_channels", channels) not in (channels, 2 * channels):
             raise ValueError(
                 f"the network's out_channels is {config.out_channels}; allowed with in_channels {channels}: "
@@ -301,24 +363,77 @@ class DDIMCustomPipeline(DiffusionPipeline):
     def _on_device(self, x: torch.Tensor) -> torch.Tensor:
         return x.to(self._execution_device, self.unet.dtype)
 
-    def predict(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def predict(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        *,
+        class_labels: Any = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] | None = None,
+        guide: "DDIMCustomPipeline | UNet2DModel | None" = None,
+    ) -> torch.Tensor:
         """What the network, fast sampling's where that is on, predicts for states x [B, C, H, W]; of x's shape.
 
         Of a network that has learned a variance too (out_channels twice in_channels), which DDIM has no use for, this
-        is the first half.
+        is the first half. Classes and guidance are those of `__call__`.
         """
+        condition = self._condition(len(x), class_labels, guidance_scale, guidance_interval, guide)
+        return self._predict(x, timestep, condition)
+
+    def _predict(
+        self, x: torch.Tensor, timestep: torch.Tensor, condition: Condition, t: float | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return guided(self._network, x, timestep, condition, t)
+
+    def _network(self, x: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """The network's own prediction, for classes [B]."""
         if self.fast_network is None:
-            output = self.unet(x, timestep).sample
+            output = self.unet(x, timestep, **({} if labels is None else {"class_labels": labels})).sample
         else:
             if not self.fast_network.serves(self.unet, x.device):
                 self.enable_fast_sampling(*self.fast_network.asked_for)
-            output = self.fast_network(x, timestep)
+            output = self.fast_network(x, timestep, labels)
         return output[:, : x.shape[1]]
+
+    def _condition(
+        self,
+        count: int,
+        class_labels: Any = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] | None = None,
+        guide: "DDIMCustomPipeline | UNet2DModel | None" = None,
+    ) -> Condition:
+        """What `count` images are to show, on the network's device."""
+        guidance = dict(guidance_scale=guidance_scale, guidance_interval=guidance_interval)
+        guide = None if guide is None else self._guide(guide)
+        made = make_condition(class_labels, count, self.id2label, guide=guide, **guidance)
+        return made.to(self._execution_device)
+
+    def _guide(self, guide: "DDIMCustomPipeline | UNet2DModel") -> Network:
+        """A guide as a function that takes this network's states and classes."""
+        if not isinstance(guide, DDIMCustomPipeline | UNet2DModel):
+            raise ValueError(f"guide is of {type(guide).__name__}; allowed: DDIMCustomPipeline or UNet2DModel")
+        if isinstance(guide, UNet2DModel):
+            check_guide(self.unet, self.scheduler, guide, None)
+            guide = DDIMCustomPipeline(guide, DDIMSchedulerCustom())  # of which no scheduler is used
+        else:
+            check_guide(self.unet, self.scheduler, guide.unet, guide.scheduler)
+            if guide.id2label not in ({}, self.id2label):
+                raise ValueError("the guide's classes have other names than the network's; allowed: the same id2label")
+
+        def network(x: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+            states = guide._on_device(x)
+            labels = labels.to(states.device) if guide.id2label else None
+            return guide._network(states, timestep, labels).to(x)
+
+        return network
 
     def _denoise(
         self,
         x: torch.Tensor,
         scheduler: SchedulerMixin,
+        condition: Condition,
         step_arguments: dict[str, Any],
         on_step: Callable[[int, int | torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor],
     ) -> torch.Tensor:
@@ -327,7 +442,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
         # Our own step takes Python ints, so that it never waits for the device; others look their tensor up.
         ours = isinstance(scheduler, DDIMSchedulerCustom)
         for i, t in enumerate(scheduler.timesteps.tolist() if ours else scheduler.timesteps):
-            output = self.predict(scheduler.scale_model_input(x, t), on_device[i])
+            output = self._predict(scheduler.scale_model_input(x, t), on_device[i], condition, t)
             stepped = scheduler.step(output, t, x, **step_arguments)
             x = on_step(i, t, stepped.prev_sample, getattr(stepped, "pred_original_sample", None))
         return x
@@ -343,6 +458,10 @@ class DDIMCustomPipeline(DiffusionPipeline):
         *,
         timesteps: Sequence[int] | None = None,
         input_type: str = "image",
+        class_labels: Any = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] | None = None,
+        guide: "DDIMCustomPipeline | UNet2DModel | None" = None,
         tolerance: float | None = None,
         max_iterations: int = 100,
         max_batch_size: int | None = None,
@@ -358,6 +477,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
                 same schedule (eta 0, clip_sample=False) returns the images to float precision.
             timesteps: tau itself instead of num_inference_steps.
             input_type: "image", or "latent" for states x_0 as the network sees them (tensor, any range).
+            class_labels, guidance_scale, guidance_interval, guide: as in `__call__`; the latents are decoded with the
+                same.
             tolerance: a step has converged when no value changes by more (states have unit scale); None takes what
                 the network's dtype can resolve: 1e-5, float16's 0.004 or bfloat16's 0.03.
             max_iterations: iterations of a step after which it warns and keeps its best iterate.
@@ -372,12 +493,14 @@ class DDIMCustomPipeline(DiffusionPipeline):
         scheduler = self._new_schedule(num_inference_steps, timesteps)
         x0 = images_to_states(images, self._open_shape, input_type)
         self._check_network(tuple(x0.shape[1:]))
-        chunks = x0.split(max_batch_size or len(x0))
+        condition = self._condition(len(x0), class_labels, guidance_scale, guidance_interval, guide)
+        chunk_size = max_batch_size or len(x0)
+        chunks = [slice(start, start + chunk_size) for start in range(0, len(x0), chunk_size)]
         trajectories, residuals = [], []
         with self.progress_bar(total=len(scheduler.timesteps) * len(chunks)) as bar:
-            for x in chunks:
-                x = self._on_device(x)
-                states, residual = encode(self.predict, scheduler, x, exact, tolerance, max_iterations, bar.update)
+            for chunk in chunks:
+                x, network = self._on_device(x0[chunk]), partial(self._predict, condition=condition.of(chunk))
+                states, residual = encode(network, scheduler, x, exact, tolerance, max_iterations, bar.update)
                 trajectories.append(states if return_trajectory else states[-1:])
                 residuals.append(residual)
         self.maybe_free_model_hooks()
@@ -408,6 +531,10 @@ class DDIMCustomPipeline(DiffusionPipeline):
         output_type: str | None = "pil",
         timesteps: Sequence[int] | None = None,
         input_type: str = "image",
+        class_labels: Any = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] | None = None,
+        guide: "DDIMCustomPipeline | UNet2DModel | None" = None,
         tolerance: float | None = None,
         max_iterations: int = 100,
         max_batch_size: int | None = None,
@@ -420,9 +547,11 @@ class DDIMCustomPipeline(DiffusionPipeline):
         x0 = images_to_states(images, self._open_shape, input_type)
         schedule = dict(num_inference_steps=num_inference_steps, timesteps=timesteps, max_batch_size=max_batch_size)
         solver = dict(tolerance=tolerance, max_iterations=max_iterations)
-        encoded = self.invert(x0, exact=exact, input_type="latent", **schedule, **solver)
+        guidance = dict(class_labels=class_labels, guidance_scale=guidance_scale)
+        guidance |= dict(guidance_interval=guidance_interval, guide=guide)
+        encoded = self.invert(x0, exact=exact, input_type="latent", **schedule, **guidance, **solver)
         plainly = dict(clip_sample=False, calibrated=False, output_type="latent")
-        decoded = self(len(x0), latents=encoded.latents, **plainly, **schedule).images
+        decoded = self(len(x0), latents=encoded.latents, **plainly, **schedule, **guidance).images
         # States span [-1, 1], twice the range of pixels in [0, 1].
         mse = ((decoded.float().cpu() - x0.float().cpu()) / 2).square().flatten(1).mean(1)
         return DDIMReconstructionOutput(
@@ -440,6 +569,10 @@ class DDIMCustomPipeline(DiffusionPipeline):
         exact: bool = True,
         output_type: str | None = "pil",
         timesteps: Sequence[int] | None = None,
+        class_labels: Any = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] | None = None,
+        guide: "DDIMCustomPipeline | UNet2DModel | None" = None,
         max_batch_size: int | None = None,
         clip_sample: bool | None = None,
     ) -> DDIMPipelineOutput:
@@ -454,6 +587,10 @@ class DDIMCustomPipeline(DiffusionPipeline):
             exact: invert images exactly.
             output_type: "pil", "np", "pt" or "latent".
             timesteps: tau itself instead of num_inference_steps.
+            class_labels: the corners' classes, one for all or one each; between them the classes' predictions are
+                mixed, by shares that are linear along the strip and bilinear in the grid. A prediction of each class
+                is made for each image.
+            guidance_scale, guidance_interval, guide: as in `__call__`.
             max_batch_size: pass at most so many images through the network at once.
             clip_sample: override the scheduler's clipping of x_0; None does not clip between images.
 
@@ -467,9 +604,12 @@ class DDIMCustomPipeline(DiffusionPipeline):
             raise ValueError(f"num_images is {num_images}; allowed: 2 or more")
         check_output_type(output_type, channels=self._open_shape[0])
         schedule = dict(num_inference_steps=num_inference_steps, timesteps=timesteps, max_batch_size=max_batch_size)
+        guidance = dict(guidance_scale=guidance_scale, guidance_interval=guidance_interval, guide=guide)
+        ids = self.class_ids(class_labels, len(corners))
         if all(isinstance(corner, Image.Image | np.ndarray) for corner in corners):
             states = torch.cat([images_to_states(corner, self._open_shape)[:1] for corner in corners])
-            latents = self.invert(states, exact=exact, input_type="latent", **schedule).latents
+            encoding = dict(exact=exact, input_type="latent", class_labels=class_labels)
+            latents = self.invert(states, **encoding, **schedule, **guidance).latents
             clip_sample, calibrated = bool(clip_sample), False  # the inverse of plain steps are plain steps
         else:
             calibrated = None
@@ -481,7 +621,10 @@ class DDIMCustomPipeline(DiffusionPipeline):
         else:
             edges = [(slerp(*latents[:2], weight), slerp(*latents[2:], weight)) for weight in weights]
             path = [slerp(left, right, weight) for weight in weights for left, right in edges]
+        if class_labels is not None:
+            class_labels = shares_between(ids, num_images, classes=len(self.id2label) + 1)
         sampling = dict(clip_sample=clip_sample, calibrated=calibrated, output_type=output_type)
+        sampling |= dict(class_labels=class_labels, **guidance)
         return self(len(path), latents=torch.stack(path), **sampling, **schedule)
 
     def _corner_latents(self, corners: Sequence[Any]) -> torch.Tensor:
@@ -509,6 +652,10 @@ class DDIMCustomPipeline(DiffusionPipeline):
         teacher_steps: int = 100,
         seed: int = 0,
         max_batch_size: int = 64,
+        *,
+        class_labels: Any = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] | None = None,
     ) -> dict[int, dict[str, dict[str, Any]]]:
         """Fit schedules of few steps to the network, by samples of its own that it takes many steps for.
 
@@ -522,6 +669,9 @@ class DDIMCustomPipeline(DiffusionPipeline):
             teacher_steps: plain steps that the few are to do the work of, from 2 to T.
             seed: noise k is drawn from seed + k.
             max_batch_size: images through the network at once.
+            class_labels: the classes that the schedules are to hold for, which the noises take in turn: a name or
+                number, several, or "all". None is the null class.
+            guidance_scale, guidance_interval: as in `__call__`; the schedules hold for these alone.
 
         Returns:
             By S, the root mean square difference from the teacher's images, contrast and band energies of the second
@@ -543,15 +693,23 @@ class DDIMCustomPipeline(DiffusionPipeline):
             if steps >= teacher_steps:
                 raise ValueError(f"num_inference_steps is {steps}; allowed: below teacher_steps ({teacher_steps})")
         self.check_sampling(num_inference_steps=teacher_steps)  # the network too
+        guidance = dict(guidance_scale=guidance_scale, guidance_interval=guidance_interval)
+        labels = self.labels_in_turn(class_labels)
+        if class_labels is not None:
+            class_labels = [labels[k % len(labels)] for k in range(num_images)]
+        condition = self._condition(num_images, class_labels, **guidance)
 
         def draw(numbers: range) -> torch.Tensor:
             return self._noise(len(numbers), [torch.Generator().manual_seed(seed + k) for k in numbers])
 
+        def network(x: torch.Tensor, timestep: torch.Tensor, numbers: range) -> torch.Tensor:
+            return self._predict(x, timestep, condition.of(numbers))
+
         settings = dict(num_images=num_images, teacher_steps=teacher_steps, max_batch_size=max_batch_size)
         with self.progress_bar(total=1) as bar:  # which is set when the work is known
-            fitted = fit_schedules(self.predict, self.scheduler, draw, every, bar=bar, **settings)
+            fitted = fit_schedules(network, self.scheduler, draw, every, bar=bar, **settings)
         self.maybe_free_model_hooks()
-        keep_schedules(self.scheduler, fitted, weights_hash=self._weights_hash(), seed=seed, **settings)
+        keep_schedules(self.scheduler, fitted, condition, weights_hash=self._weights_hash(), seed=seed, **settings)
         return {steps: certificate for steps, (_, certificate) in fitted.items()}
 
     def calibrated_schedule(
@@ -562,6 +720,10 @@ class DDIMCustomPipeline(DiffusionPipeline):
         eta: float = 0.0,
         use_clipped_model_output: bool | None = None,
         clip_sample: bool | None = None,
+        class_labels: Any = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] | None = None,
+        guide: "DDIMCustomPipeline | UNet2DModel | None" = None,
         calibrated: bool | None = None,
     ) -> dict[str, Any] | None:
         """Return the fitted timesteps and weights that a call with these arguments samples by; None for plain steps.
@@ -572,7 +734,10 @@ class DDIMCustomPipeline(DiffusionPipeline):
         found, config = None, self.scheduler.config
         other = timesteps is not None or eta > 0 or use_clipped_model_output or clip_sample is not None
         if calibrated is not False and not other and isinstance(self.scheduler, DDIMSchedulerCustom):
-            found = find_schedule(config, num_inference_steps)
+            condition = self._condition(
+                count_images(1, class_labels), class_labels, guidance_scale, guidance_interval, guide
+            )
+            found = find_schedule(config, num_inference_steps, condition)
         if found and any(parameter.is_meta for parameter in self.unet.parameters()):
             found = None  # offloaded one by one: whose weights they are cannot be told
         if found and config.calibrated_schedules["weights_hash"] != self._weights_hash():
@@ -586,7 +751,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
             there = (config.get("calibrated_schedules") or {}).get("schedules", {})
             raise ValueError(
                 f"calibrated is True with num_inference_steps {num_inference_steps}, for which no schedule of these "
-                f"weights and settings is there; allowed: {', '.join(there) or 'none'}, at eta 0 with nothing else set"
+                f"weights, classes and settings is there; allowed: {', '.join(there) or 'none'}, at eta 0 with "
+                "nothing else set"
             )
         return found
 

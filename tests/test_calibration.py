@@ -29,7 +29,7 @@ S_DATA = 0.5  # standard deviation of the Gaussian data
 def gaussian(scheduler):
     """The network that perfect training on independent N(0, s^2) values gives."""
 
-    def network(x, t):
+    def network(x, t, numbers=None):
         alpha = scheduler.alphas_cumprod[t].to(x.dtype)
         return (1 - alpha).sqrt() / (alpha * S_DATA**2 + 1 - alpha) * x
 
@@ -40,7 +40,7 @@ def mixture(scheduler, means=(-0.7, 0.1, 0.8), s=0.15):
     """The network that perfect training on independent values from three Gaussians gives, of any prediction type."""
     means = torch.tensor(means, dtype=torch.float64)
 
-    def network(x, t):
+    def network(x, t, numbers=None):
         alpha = scheduler.alphas_cumprod[t].double()
         variance = alpha * s**2 + 1 - alpha
         distance = x[..., None].double() - alpha.sqrt() * means
@@ -500,3 +500,31 @@ def test_the_command_gives_the_same_on_two_processes(fitted, tmp_path, monkeypat
     assert said.replace(str(folders[0]), str(folders[1])) == pair.stdout
     rows = [line.split() for line in said.splitlines()]
     assert [row[0] for row in rows[1:4]] == ["S", "3", "5"] and float(rows[3][2]) < float(rows[3][1])
+
+
+def test_a_schedule_is_for_its_guidance_and_classes():
+    """A schedule is used with the guidance that it was fitted with and for its classes alone; others stay beside it."""
+    unet = tiny_unet(num_class_embeds=4).eval()
+    torch.nn.init.normal_(unet.class_embedding.weight, std=5.0)
+    pipe = DDIMCustomPipeline(unet, DDIMSchedulerCustom(), {0: "cat", 1: "dog", 2: "bird"})
+    pipe.set_progress_bar_config(disable=True)
+    pipe.calibrate(3, class_labels=["cat", "dog"], guidance_scale=1.5, **SETTINGS)
+    pipe.calibrate(3, class_labels="cat", **SETTINGS)
+    guided, plain = pipe.scheduler.config.calibrated_schedules["schedules"].values()
+    assert guided["classes"] == [0, 1] and plain["classes"] == [0]
+    assert guided["weights"] != plain["weights"]
+
+    def taken(**asked):
+        return pipe.calibrated_schedule(3, **asked)
+
+    assert taken(class_labels=["dog", 0], guidance_scale=1.5)["weights"] == guided["weights"]
+    assert taken(class_labels="cat")["weights"] == plain["weights"]
+    others = [dict(), dict(class_labels="dog"), dict(class_labels=0, guidance_scale=2)]
+    others += [dict(class_labels=label, guidance_scale=1.5) for label in ("bird", ["cat", None])]
+    others += [dict(class_labels=0, guidance_scale=1.5, guide=pipe.unet)]
+    others += [dict(class_labels=0, guidance_scale=1.5, guidance_interval=(0, 500))]
+    assert [taken(**asked) for asked in others] == [None] * len(others)
+    run = dict(num_inference_steps=3, seeds=[1, 2], guidance_scale=1.5)
+    assert pipe(class_labels=["cat", "dog"], **run).calibrated and not pipe(class_labels=[0, 2], **run).calibrated
+    with pytest.raises(ValueError, match="no schedule .* allowed: 3 at guidance_scale 1.5, 3, at eta 0"):
+        pipe(class_labels="bird", calibrated=True, **run)

@@ -15,13 +15,27 @@ from ddim_hf.fast_sampling import group_averages, group_norm, trial_of_bf16
 SEEDS = {"batch_size": 3, "seeds": [4, 5, 6], "num_inference_steps": 5, "output_type": "pt"}
 
 
-@pytest.fixture
-def pipe():
+def tiny_pipe(**overrides):
     torch.manual_seed(0)
-    unet = build_unet("digits", block_out_channels=(4, 8), norm_num_groups=2, attention_head_dim=4).eval()
-    pipe = DDIMCustomPipeline(unet, DDIMSchedulerCustom())
+    size = dict(block_out_channels=(4, 8), norm_num_groups=2, attention_head_dim=4)
+    pipe = DDIMCustomPipeline(build_unet("digits", **size, **overrides).eval(), DDIMSchedulerCustom())
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def pipe():
+    return tiny_pipe()
+
+
+@pytest.fixture
+def with_classes():
+    """A pipeline whose classes tell, and a call that asks for some."""
+    pipe = tiny_pipe(num_class_embeds=4)
+    torch.nn.init.normal_(pipe.unet.class_embedding.weight, std=5.0)
+    run = SEEDS | {"class_labels": [0, None, 2], "guidance_scale": 1.5}
+    assert (pipe(**run).images - pipe(**SEEDS).images).abs().max() > 1e-2
+    return pipe, run
 
 
 def strides(pipe):
@@ -34,6 +48,15 @@ def test_float32_keeps_the_images(pipe):
     said = pipe.enable_fast_sampling(dtype=torch.float32, compile=False)
     assert said == "channels-last; float32 (asked for); not compiled"
     assert (pipe(**SEEDS).images - plain).abs().max() < 1e-4
+
+
+def test_classes_keep_the_images(with_classes):
+    """A network with classes is sampled with labels and guidance as plainly, within 1e-4."""
+    pipe, run = with_classes
+    plain = pipe(**run).images
+    pipe.enable_fast_sampling(dtype=torch.float32, compile=False)
+    assert (pipe(**run).images - plain).abs().max() < 1e-4
+    assert (pipe(**run, guidance_interval=(0, 500)).images - plain).abs().max() > 1e-4
 
 
 def test_bf16_is_the_networks_alone(pipe):
@@ -213,13 +236,14 @@ def test_disable_undoes_it(pipe, settings):
     assert torch.equal(pipe(**SEEDS).images, plain)
 
 
-def test_compiled_keeps_the_images(pipe):
-    """Compiled in float32 the images are the plain pipeline's within 1e-4, for a second batch size too."""
-    plain = pipe(**SEEDS).images
+def test_compiled_keeps_the_images(with_classes):
+    """Compiled in float32 images are the plain pipeline's within 1e-4, with labels and guidance and without, which are
+    two batch sizes."""
+    pipe, run = with_classes
+    plain, without = pipe(**run).images, pipe(**SEEDS).images
     assert "compiled on first use" in pipe.enable_fast_sampling(dtype=torch.float32)
-    assert (pipe(**SEEDS).images - plain).abs().max() < 1e-4
-    one = pipe(**SEEDS | {"batch_size": 1, "seeds": [5]}).images
-    assert (one[0] - plain[1]).abs().max() < 1e-4
+    assert (pipe(**run).images - plain).abs().max() < 1e-4 and pipe.fast_network.compiled
+    assert (pipe(**SEEDS).images - without).abs().max() < 1e-4
 
 
 def test_compiled_bf16_is_near(pipe):

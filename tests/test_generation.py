@@ -268,3 +268,56 @@ def test_a_broken_torchvision_stops_evaluation_alone(model, tmp_path):
     size, line = done.stdout.strip().splitlines()
     assert size == "(8, 8)" and "torchvision::nms" in line
     assert line.startswith(f"torch {torch.__version__.split('+')[0]}") and " and torchvision " in line
+
+
+# Classes
+
+
+@pytest.fixture(scope="module")
+def with_classes():
+    """A pipeline of three classes that tell."""
+    unet = tiny_unet(num_class_embeds=4).eval()
+    torch.nn.init.normal_(unet.class_embedding.weight, std=5.0)
+    pipe = DDIMCustomPipeline(unet, DDIMSchedulerCustom(), {0: "cat", 1: "dog", 2: "bird"})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+GUIDED = dict(num_inference_steps=3, seed=7, max_batch_size=4, class_labels=["dog", 0, None], guidance_scale=2)
+
+
+def test_images_take_the_labels_in_turn(with_classes, tmp_path):
+    """Image k is the pipeline's own from seed + k and the k-th label in turn, however it is completed."""
+    generate(with_classes, tmp_path / "set", num_images=6, guidance_interval=(0, 500), **GUIDED)
+    made = contents(tmp_path / "set")
+    run = dict(num_inference_steps=3, guidance_scale=2, guidance_interval=(0, 500), output_type="np")
+    own = with_classes(seeds=range(7, 13), class_labels=["dog", "cat", 3, "dog", "cat", 3], **run).images
+    for k in range(6):
+        with Image.open(tmp_path / "set" / "images" / f"{k:06d}.png") as image:
+            assert np.abs(np.asarray(image) / 255 - own[k, ..., 0]).max() < 1.6 / 255
+    (tmp_path / "set" / "images" / "000004.png").unlink()
+    generate(with_classes, tmp_path / "set", num_images=7, guidance_interval=(0, 500), **GUIDED)
+    completed = contents(tmp_path / "set")
+    assert len(completed) == 7 and {name: completed[name] for name in made} == made
+    generate(with_classes, tmp_path / "all", num_images=3, **GUIDED | {"class_labels": "all"})
+    assert json.loads((tmp_path / "all" / "manifest.json").read_text())["class_labels"] == [0, 1, 2]
+
+
+def test_other_labels_and_guidance_are_refused(with_classes, tmp_path):
+    """A folder goes on with its own labels and guidance alone; wrong ones are refused before there is a folder."""
+    generate(with_classes, tmp_path / "set", num_images=2, **GUIDED)
+    other = with_classes.unet
+    for changed, message in [
+        (dict(class_labels="dog"), r"class_labels \[1, 0, 3\] there, \[1\] asked for"),
+        (dict(class_labels=None, guidance_scale=1), r"class_labels \[1, 0, 3\] there, \[3\] asked for"),
+        (dict(guidance_scale=3), "guidance.scale 2.0 there, 3.0 asked for"),
+        (dict(guidance_scale=1), "guidance {'scale': 2.0.* there, None asked for"),
+        (dict(guidance_interval=(1, 9)), r"guidance.interval None there, \[1, 9\] asked for"),
+        (dict(guide=other), "guidance.guide None there, [0-9a-f]{12}... asked for"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            generate(with_classes, tmp_path / "set", num_images=2, **GUIDED | changed)
+    for wrong in (dict(class_labels="bear"), dict(class_labels=[]), dict(class_labels=None), dict(guidance_scale=-1)):
+        with pytest.raises(ValueError, match="allowed:"):
+            generate(with_classes, tmp_path / "wrong", num_images=2, **GUIDED | wrong)
+    assert not (tmp_path / "wrong").exists()

@@ -186,7 +186,9 @@ def test_a_network_of_no_size_takes_that_of_its_input():
     [
         (dict(sample_size=9), "states are 9 x 9; allowed with this network: multiples of 2"),
         (dict(sample_size=(8, 7)), "states are 8 x 7; allowed"),
-        (dict(num_class_embeds=10), "the network is conditioned on classes; allowed: unconditional networks"),
+        (dict(class_embed_type="timestep"), "class_embed_type is 'timestep'; allowed: None, with num_class_embeds"),
+        (dict(class_embed_type="identity"), "class_embed_type is 'identity'; allowed: None"),
+        (dict(num_class_embeds=1), "num_class_embeds is 1; allowed: None, or classes and the null class"),
         (dict(out_channels=4), r"out_channels is 4; allowed with in_channels 3: 3, or 6 \(with a learned variance\)"),
     ],
 )

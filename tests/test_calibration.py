@@ -503,7 +503,7 @@ def test_the_command_gives_the_same_on_two_processes(fitted, tmp_path, monkeypat
 
 
 def test_a_schedule_is_for_its_guidance_and_classes():
-    """A schedule is used with the guidance that it was fitted with and for its classes alone; others stay beside it."""
+    """A schedule is used with the guidance that it was fitted with and for its classes alone; others stay beside."""
     unet = tiny_unet(num_class_embeds=4).eval()
     torch.nn.init.normal_(unet.class_embedding.weight, std=5.0)
     pipe = DDIMCustomPipeline(unet, DDIMSchedulerCustom(), {0: "cat", 1: "dog", 2: "bird"})
@@ -527,4 +527,4 @@ def test_a_schedule_is_for_its_guidance_and_classes():
     run = dict(num_inference_steps=3, seeds=[1, 2], guidance_scale=1.5)
     assert pipe(class_labels=["cat", "dog"], **run).calibrated and not pipe(class_labels=[0, 2], **run).calibrated
     with pytest.raises(ValueError, match="no schedule .* allowed: 3 at guidance_scale 1.5, 3, at eta 0"):
-        pipe(class_labels="bird", calibrated=True, **run)
+        pipe(2, class_labels="bird", calibrated=True, **run)

@@ -91,11 +91,12 @@ class DDIMCustomPipeline(DiffusionPipeline):
         """
         return class_ids(class_labels, batch_size, self.id2label)
 
-    def labels_in_turn(self, class_labels: Any) -> list[int] | None:
+    def labels_in_turn(self, class_labels: Any, numbers: Sequence[int] | None = None) -> list[int] | None:
         """Return the classes that many images take in turn; None for a network without classes.
 
         Args:
             class_labels: a name or number, several, or "all" for all classes but the null class, which is None.
+            numbers: of the images, where k has the label k modulo their count; None returns the labels of one turn.
 
         Raises:
             ValueError: as `class_ids`.
@@ -106,7 +107,9 @@ class DDIMCustomPipeline(DiffusionPipeline):
         if labels is not None and not labels:
             raise ValueError("class_labels has no entries; allowed: one or more")
         ids = self.class_ids(class_labels, 1 if labels is None else len(labels))
-        return None if ids is None else ids.tolist()
+        if ids is None or numbers is None:
+            return None if ids is None else ids.tolist()
+        return ids[[k % len(ids) for k in numbers]].tolist()
 
     # Sampling
 
@@ -694,9 +697,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
                 raise ValueError(f"num_inference_steps is {steps}; allowed: below teacher_steps ({teacher_steps})")
         self.check_sampling(num_inference_steps=teacher_steps)  # the network too
         guidance = dict(guidance_scale=guidance_scale, guidance_interval=guidance_interval)
-        labels = self.labels_in_turn(class_labels)
         if class_labels is not None:
-            class_labels = [labels[k % len(labels)] for k in range(num_images)]
+            class_labels = self.labels_in_turn(class_labels, range(num_images))
         condition = self._condition(num_images, class_labels, **guidance)
 
         def draw(numbers: range) -> torch.Tensor:

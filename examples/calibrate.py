@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ddim_hf.calibrated_schedules import table
-from ddim_hf.command_line import run
+from ddim_hf.command_line import add_class_flags, run, take_classes
 from ddim_hf.generation import load_pipeline
 from ddim_hf.processes import processes
 
@@ -18,6 +18,7 @@ def main():
     parser.add_argument("--num_images", type=int, default=128, help="noises: half to fit, half to measure")
     parser.add_argument("--teacher_steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="noise k is drawn from seed + k")
+    add_class_flags(parser, "those that the schedules are for, or all; none is the null class", guide=False)
     parser.add_argument("--max_batch_size", type=int, default=64, help="images through the network at once")
     parser.add_argument("--fast", action="store_true", help="channels-last, compiled, bf16 where it is faster")
     settings = vars(parser.parse_args())
@@ -27,12 +28,13 @@ def main():
         settings["num_inference_steps"] = [int(steps) for steps in settings["num_inference_steps"].split(",")]
     except ValueError:
         parser.error(f"--num_inference_steps {settings['num_inference_steps']}; allowed: ints, separated by commas")
+    classes = take_classes(settings)
     if folder is None and not Path(model).is_dir():
         parser.error("a model on the Hub needs --output_dir")
     pipe = load_pipeline(model, revision=revision, fast=fast)
     main = processes().is_main_process
     pipe.set_progress_bar_config(disable=not main, desc="calibrating", unit="image", smoothing=0.05)
-    certificates = pipe.calibrate(**settings)
+    certificates = pipe.calibrate(**settings, **classes)
     if main:
         pipe.disable_fast_sampling()
         if folder is None or folder.resolve() == Path(model).resolve():

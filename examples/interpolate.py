@@ -16,7 +16,7 @@ from diffusers.utils import export_to_gif
 from PIL import Image
 
 from ddim_hf import DDIMCustomPipeline
-from ddim_hf.command_line import run
+from ddim_hf.command_line import CLASS_FLAGS, add_class_flags, run, take_classes
 from ddim_hf.data.decoding import decode
 from ddim_hf.files import whole_file, write_text
 from ddim_hf.images import image_grid, pixels_to_pil
@@ -45,11 +45,13 @@ def main():
     parser.add_argument("--images", nargs="+", help="image files instead of seeds, of any size")
     parser.add_argument("--num_images", type=int, default=11, help="length of the strip, or of a side of the grid")
     parser.add_argument("--num_inference_steps", type=int, default=50)
+    add_class_flags(parser, "of the ends or corners, one for all or one each; mixed between them")
     parser.add_argument("--max_batch_size", type=int, default=64)
     args = parser.parse_args()
     if args.seeds and args.images:
         raise ValueError("--seeds and --images are both given; allowed: one of them")
 
+    classes = take_classes(dict(vars(args)), load=DDIMCustomPipeline.from_pretrained)
     pipe = DDIMCustomPipeline.from_pretrained(args.model)
     channels, resolution, _ = pipe.state_shape
     corners = args.seeds or [0, 1]
@@ -60,6 +62,7 @@ def main():
         num_images=args.num_images,
         num_inference_steps=args.num_inference_steps,
         max_batch_size=args.max_batch_size,
+        **classes,
     ).images
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -71,6 +74,7 @@ def main():
         "model": args.model,
         "corners": args.images or corners,
         "num_inference_steps": args.num_inference_steps,
+        **{name: vars(args)[name] for name in CLASS_FLAGS},
         "rms_between_neighbours": rms_between_neighbours(images, args.num_images),  # a jump stands out
     }
     write_text(args.output_dir / "interpolate.json", json.dumps(report, indent=2) + "\n")

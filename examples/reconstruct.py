@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from ddim_hf import DDIMCustomPipeline
-from ddim_hf.command_line import run
+from ddim_hf.command_line import CLASS_FLAGS, add_class_flags, run, take_classes
 from ddim_hf.data import load_images
 from ddim_hf.files import whole_file, write_text
 from ddim_hf.images import image_grid, pixels_to_pil
@@ -32,11 +32,13 @@ def main():
     parser.add_argument("--refresh_cache", action="store_true", help="read and decode all images again")
     parser.add_argument("--num_images", type=int, default=16)
     parser.add_argument("--num_inference_steps", type=int, nargs="+", default=[10, 20, 50, 100])
+    add_class_flags(parser, "names or numbers, which the images take in turn, or all; none is the null class")
     parser.add_argument("--max_batch_size", type=int, default=64)
     args = parser.parse_args()
     if args.num_images < 1:
         raise ValueError(f"num_images is {args.num_images}; allowed: whole numbers from 1")
 
+    classes = take_classes(dict(vars(args)), load=DDIMCustomPipeline.from_pretrained)
     pipe = DDIMCustomPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(leave=False)
     channels, resolution, _ = pipe.state_shape
@@ -46,10 +48,12 @@ def main():
     options |= {"cache_dir": args.cache_dir, "refresh_cache": args.refresh_cache}
     images = load_images(args.data, split=split, **options)[: args.num_images]
 
+    if args.class_labels is not None:
+        classes["class_labels"] = pipe.labels_in_turn(classes["class_labels"], range(len(images)))
     rows, figures = [pixels_to_pil(images)], {}
     for steps in args.num_inference_steps:
         for exact in (False, True):
-            output = pipe.reconstruct(images, steps, exact, max_batch_size=args.max_batch_size)
+            output = pipe.reconstruct(images, steps, exact, max_batch_size=args.max_batch_size, **classes)
             rows.append(output.images)
             kind = "exact" if exact else "plain"
             figures.setdefault(str(steps), {})[kind] = output.mse.mean().item()
@@ -59,7 +63,8 @@ def main():
     args.output_dir.mkdir(parents=True, exist_ok=True)
     with whole_file(args.output_dir / "reconstruct.png") as file:
         image_grid([image for row in rows for image in row], len(images)).save(file)
-    report = {"model": args.model, "data": args.data, "images": len(images), "mse": figures}
+    asked = {name: vars(args)[name] for name in CLASS_FLAGS}
+    report = {"model": args.model, "data": args.data, "images": len(images), **asked, "mse": figures}
     write_text(args.output_dir / "reconstruct.json", json.dumps(report, indent=2) + "\n")
     print(f"wrote {args.output_dir / 'reconstruct.png'} and reconstruct.json")
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ddim_hf.command_line import run
+from ddim_hf.command_line import add_class_flags, run, take_classes
 from ddim_hf.generation import generate, load_pipeline
 from ddim_hf.processes import end_with_launcher, processes
 
@@ -26,6 +26,7 @@ def main():
         help="DDIM's own (default: by a schedule fitted to the model, where it has one for these steps, at eta 0)",
     )
     parser.add_argument("--seed", type=int, default=0, help="image k is made from seed + k")
+    add_class_flags(parser, "names or numbers, which the images take in turn, or all; none is the null class")
     parser.add_argument("--max_batch_size", type=int, help="images through the network at once; part of the settings")
     parser.add_argument("--format", choices=["png", "npy"], default="png")
     parser.add_argument(
@@ -36,8 +37,9 @@ def main():
     settings = vars(parser.parse_args())
 
     model, revision, tau, variance, fast = (settings.pop(k) for k in ("model", "revision", "tau", "variance", "fast"))
+    classes = take_classes(settings, load=lambda guide: load_pipeline(guide, fast=fast))
     pipe = load_pipeline(model, revision=revision, tau=tau, variance=variance, fast=fast)
-    images = generate(pipe, revision=revision, **settings)
+    images = generate(pipe, revision=revision, **settings, **classes)
     if processes().is_main_process:
         print(f"the images lie in {images}")
 

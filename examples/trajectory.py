@@ -15,7 +15,7 @@ from diffusers.utils import export_to_gif, make_image_grid
 from PIL import Image
 
 from ddim_hf import DDIMCustomPipeline
-from ddim_hf.command_line import run
+from ddim_hf.command_line import CLASS_FLAGS, add_class_flags, run, take_classes
 from ddim_hf.files import whole_file, write_text
 from ddim_hf.images import states_to_images
 
@@ -30,12 +30,16 @@ def main():
     parser.add_argument("--num_inference_steps", type=int, default=50)
     parser.add_argument("--eta", type=float, default=0.0, help="0 is DDIM, 1 is DDPM")
     parser.add_argument("--seed", type=int, default=0, help="of the first sample")
+    add_class_flags(parser, "names or numbers, which the samples take in turn, or all; none is the null class")
     parser.add_argument("--columns", type=int, default=12, help="moments shown in the PNG")
     args = parser.parse_args()
     if args.columns < 1:
         raise ValueError(f"--columns is {args.columns}; allowed: 1 or more")
 
+    classes = take_classes(dict(vars(args)), load=DDIMCustomPipeline.from_pretrained)
     pipe = DDIMCustomPipeline.from_pretrained(args.model)
+    if args.class_labels is not None:
+        classes["class_labels"] = pipe.labels_in_turn(classes["class_labels"], range(args.num_images))
     output = pipe(
         args.num_images,
         eta=args.eta,
@@ -43,6 +47,7 @@ def main():
         seeds=range(args.seed, args.seed + args.num_images),
         output_type="latent",
         return_trajectory=True,
+        **classes,
     )
     predictions, final = output.pred_original_samples, output.images
     scale = max(1, 64 // pipe.state_shape[2])
@@ -69,6 +74,7 @@ def main():
     report = {
         "model": args.model,
         "eta": args.eta,
+        **{name: vars(args)[name] for name in CLASS_FLAGS},
         "timesteps": output.timesteps,
         "mse_of_predicted_x0": [((x - final) / 2).square().mean().item() for x in predictions],
     }

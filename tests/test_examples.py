@@ -13,10 +13,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_unet
 from PIL import Image
 from training_runs import ROOT, save_features, save_tiny_model
 
-from ddim_hf import DDIMCustomPipeline
+from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, image_grid
+from ddim_hf.data import load_images
 
 EXAMPLES = ROOT / "examples"
 
@@ -291,3 +293,66 @@ def test_the_models_in_the_repository_make_images():
     steps = (pixels[..., 1:] - pixels[..., :-1]).abs().mean(dim=(1, 2, 3))
     assert pixels.shape == (8, 3, 32, 32) and pixels.std() > 0.15
     assert steps.max() < 0.15, steps  # uniform noise has 0.33
+
+
+@pytest.fixture(scope="module")
+def class_model(tmp_path_factory):
+    """A pipeline of two classes that tell, and the folder that it lies in."""
+    unet = tiny_unet(num_class_embeds=3).eval()
+    torch.nn.init.normal_(unet.class_embedding.weight, std=5.0)
+    pipe = DDIMCustomPipeline(unet, DDIMSchedulerCustom(), {0: "cat", 1: "dog"})
+    pipe.set_progress_bar_config(disable=True)
+    folder = tmp_path_factory.mktemp("classes")
+    pipe.save_pretrained(folder)
+    return pipe, str(folder)
+
+
+def test_classes_of_the_scripts(monkeypatch, tmp_path, class_model):
+    """sample.py, trajectory.py, interpolate.py and reconstruct.py take classes and guidance as their methods do."""
+    pipe, folder = class_model
+    guidance = ["--guidance_scale", 2, "--guidance_interval", "0,500"]
+    words = ["--num_images", 3, "--num_inference_steps", 3]
+    asked = ["--class_labels", "dog,0", *guidance, "--guide", folder]
+    assert run(monkeypatch, "sample.py", folder, "--output_dir", tmp_path / "sample", *words, *asked) == 0
+    settings = dict(num_inference_steps=3, guidance_scale=2, guidance_interval=(0, 500))
+    images = pipe(seeds=range(3), class_labels=[1, 0, 1], guide=pipe, **settings).images
+    for k in range(3):
+        made = np.asarray(picture(tmp_path / "sample" / "images" / f"{k:06d}.png")).astype(int)
+        assert np.abs(made - np.asarray(images[k])).max() <= 1
+
+    words = ["--num_inference_steps", 3, *guidance]
+    assert run(monkeypatch, "interpolate.py", folder, tmp_path, *words, "--class_labels", "cat,dog") == 0
+    strip = pipe.interpolate(0, 1, num_images=11, class_labels=["cat", "dog"], **settings).images
+    assert np.array_equal(np.asarray(picture(tmp_path / "interpolate.png")), np.asarray(image_grid(strip, 11)))
+    assert json.loads((tmp_path / "interpolate.json").read_text())["class_labels"] == "cat,dog"
+    images = ["--num_images", 3, "--class_labels", "all"]
+    assert run(monkeypatch, "trajectory.py", folder, tmp_path, *words, *images) == 0
+    path = pipe(seeds=range(3), class_labels=[0, 1, 0], return_trajectory=True, output_type="latent", **settings)
+    far = [((x - path.images) / 2).square().mean().item() for x in path.pred_original_samples]
+    assert json.loads((tmp_path / "trajectory.json").read_text())["mse_of_predicted_x0"] == pytest.approx(
+        far, rel=1e-3
+    )
+    words = ["--num_images", 3, "--num_inference_steps", 3, "--class_labels", "all"]
+    assert run(monkeypatch, "reconstruct.py", folder, tmp_path, *words) == 0
+    digits = load_images("digits", split="test", resolution=8, channels=1)[:3]
+    wanted = pipe.reconstruct(digits, 3, class_labels=[0, 1, 0]).mse.mean().item()
+    mse = json.loads((tmp_path / "reconstruct.json").read_text())["mse"]
+    assert mse["3"]["plain"] == pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (
+            ["--class_labels", "cat,bird"],
+            "error: class_labels has 'bird'; allowed: cat (0), dog (1), or None, the null",
+        ),
+        (["--guidance_scale", "2"], "error: guidance_scale is 2.0 without class_labels; allowed: 1, or with"),
+        (["--guidance_interval", "9,x"], "error: guidance_interval is ['9', 'x']; allowed: two timesteps"),
+        (["--guide", "nowhere/at/all"], "error: 'nowhere/at/all' is neither a folder"),
+    ],
+)
+def test_wrong_classes_end_a_script(monkeypatch, capsys, tmp_path, class_model, words, said):
+    """A wrong flag of the classes ends in one line and exit code 2, before there is a folder."""
+    assert run(monkeypatch, "sample.py", class_model[1], "--output_dir", tmp_path / "none", *words) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(said) and not (tmp_path / "none").exists()

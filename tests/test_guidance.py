@@ -90,6 +90,16 @@ def test_other_numbers_of_labels_raise(pipe):
         crane.class_ids("crane", 1)
 
 
+def test_many_images_take_labels_in_turn(pipe):
+    """labels_in_turn gives image k the k-th label modulo their count; "all" is every class but the null class."""
+    assert pipe.labels_in_turn("all") == [0, 1, 2]
+    assert pipe.labels_in_turn("all", range(2, 6)) == [2, 0, 1, 2]
+    assert pipe.labels_in_turn(["dog", None], [0, 7]) == [1, NULL] and pipe.labels_in_turn("dog", range(2)) == [1, 1]
+    with pytest.raises(ValueError, match="class_labels has no entries; allowed: one or more"):
+        pipe.labels_in_turn([])
+    assert DDIMCustomPipeline(tiny_unet(), pipe.scheduler).labels_in_turn(None, range(2)) is None
+
+
 def test_names_are_checked():
     """Names are for all classes but the null class of a network that has some; by default they are the numbers."""
     unet = class_unet()

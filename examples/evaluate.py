@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 
 from ddim_hf.command_line import run
-from ddim_hf.evaluation import ALSO, Question, evaluate
+from ddim_hf.evaluation import ALSO, Question, compare, evaluate
 from ddim_hf.processes import end_with_launcher, processes
 
 
@@ -23,6 +23,7 @@ def main():
     end_with_launcher()
     parser = argparse.ArgumentParser(description="Distances, denoising loss and reconstruction error, with protocol.")
     parser.add_argument("model", help="a model's folder, its id on the Hub, or a folder of images")
+    parser.add_argument("--beside", nargs="+", metavar="MODEL", help="models measured alike, side by side")
     parser.add_argument("--reference", required=True, help="dataset, folder, 'digits', or clean-fid's 'cifar10/train'")
     parser.add_argument("--output", default="results.json", help="a table (.md) and fid_vs_steps.png go beside it")
     parser.add_argument("--split", help="of the reference (default: train, or its only one)")
@@ -56,8 +57,11 @@ def main():
     parser.add_argument("--fast", action="store_true", help="channels-last, compiled, bf16 where it is faster")
     settings = vars(parser.parse_args())
 
-    evaluate(Question(**settings))
+    beside, question = settings.pop("beside"), Question(**settings)
+    comparison = compare(question, [question.model, *beside]) if beside else evaluate(question)
     if processes().is_main_process:
+        if beside:
+            print(comparison)
         print(f"the figures lie in {settings['output']}")
 
 

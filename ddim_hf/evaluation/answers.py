@@ -38,13 +38,18 @@ def evaluate(*asked: Any, **settings: Any) -> list[dict[str, Any]]:
         ValueError, OSError, ImportError: in one line, what cannot be had.
     """
     question = asked[0] if asked and isinstance(asked[0], Question) else Question(*asked, **settings)
+    return answer(question).rows
+
+
+def answer(question: Question) -> Results:
+    """Measure every figure that is asked for, as `evaluate`, and return the output with what was asked of it."""
     question.check()
     results = Results(question.output)
     if question.of_images:
         _measure_folder(question, results)
     else:
         _measure_model(question, results)
-    return results.rows
+    return results
 
 
 @dataclass

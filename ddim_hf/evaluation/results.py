@@ -32,12 +32,20 @@ class Results:
         if self.file.suffix == ".md":
             raise ValueError(f"output is {str(file)!r}; allowed: a file such as results.json (its table is the .md)")
         self.rows = on_main(self._prepare)
+        self._asked: list[dict[str, Any]] = []
 
     def has(self, *rows: dict[str, Any]) -> bool:
         """Whether there is a figure of each of these metrics and protocols, by whichever evaluation."""
         self.rows = on_main(self._read)
+        self._asked += [protocol(row) for row in rows]
         known = [protocol(row) for row in self.rows]
         return all(protocol(row) in known for row in rows)
+
+    def asked(self) -> list[dict[str, Any]]:
+        """The rows that `has` was asked for and that are there, in that order."""
+        known = {json.dumps(protocol(row), sort_keys=True): row for row in self.rows}
+        keys = [json.dumps(row, sort_keys=True) for row in self._asked]
+        return [known[key] for key in keys if key in known]
 
     def add(self, *rows: dict[str, Any]):
         """Add or replace figures; the main process writes all files anew and prints them.

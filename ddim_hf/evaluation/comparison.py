@@ -1,0 +1,76 @@
+"""Several models measured alike: their distances beside each other, cell by cell."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..markdown import shown, table
+from ..metrics import DISTANCES
+from .answers import answer
+from .questions import Question
+from .rows import CELL
+
+KEYS = ("metric", "implementation", "tau", *CELL)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The distances of several models in the same cells.
+
+    Args:
+        models: their names; the first is what the others are compared with.
+        cells: what each cell is, in words.
+        values: of each model, its distance in each cell.
+    """
+
+    models: list[str]
+    cells: list[str]
+    values: list[list[float]]
+
+    def better(self, model: int) -> bool:
+        """Whether a model is nearer to the reference than the first in every cell."""
+        return all(ours < first for ours, first in zip(self.values[model], self.values[0], strict=True))
+
+    def __str__(self) -> str:
+        """A Markdown table, and below it for each other model whether it is nearer in every cell."""
+        rows = []
+        for cell, *values in zip(self.cells, *self.values, strict=True):
+            rows.append([cell, *map(shown, values), *(f"{value - values[0]:+.3g}" for value in values[1:])])
+        head = ["distance", *self.models, *(f"{name} less {self.models[0]}" for name in self.models[1:])]
+        said = [
+            f"{name} is nearer than {self.models[0]} in {'every cell' if self.better(number) else 'not every cell'}"
+            for number, name in enumerate(self.models[1:], start=1)
+        ]
+        return table(head, rows) + "\n" + "\n".join(said)
+
+
+def compare(question: Question, models: Sequence[str], names: Sequence[str] | None = None) -> Comparison:
+    """Measure several models by one question, each figure as `evaluate` does, and compare their distances.
+
+    Args:
+        question: its `model` does not count.
+        models: folders or ids, or folders of images.
+        names: what they are called; their own if not given.
+
+    Raises:
+        ValueError: the models have no cells in common, or what `evaluate` raises.
+        OSError, ImportError: as `evaluate`.
+    """
+    measured = [_distances(replace(question, model=model)) for model in models]
+    cells = [cell for cell in measured[0] if all(cell in other for other in measured[1:])]
+    if not cells:
+        raise ValueError(f"{', '.join(models)} have no distance in common; allowed: with the same cells")
+    values = [[one[cell] for cell in cells] for one in measured]
+    return Comparison(list(names or models), [_in_words(dict(cell)) for cell in cells], values)
+
+
+def _distances(question: Question) -> dict[tuple, float]:
+    """Each distance that is asked for, by its cell."""
+    rows = [row for row in answer(question).asked() if row["metric"] in DISTANCES]
+    rows = [row for row in rows if not str(row.get("implementation")).startswith("real images")]
+    return {tuple((key, row.get(key)) for key in KEYS if key != "schedule"): row["value"] for row in rows}
+
+
+def _in_words(cell: dict[str, Any]) -> str:
+    words = {"num_inference_steps": "S", "implementation": "by"}
+    return ", ".join(f"{words.get(key, key)} {value}" for key, value in cell.items() if value is not None)

@@ -13,12 +13,22 @@ class Objective:
 
     Args:
         scheduler: gives x_t, and with its prediction_type what is to be predicted: eps, v or x_0.
-        snr_gamma: weight each timestep by min-SNR (Hang et al. 2023); None weights all alike.
+        snr_gamma: weight each timestep by min-SNR (Hang et al. 2023).
+        weighting: or by one of WEIGHTINGS; with neither all timesteps weigh alike.
+
+    Raises:
+        ValueError: another weighting, both at once, or a weight that is infinite.
     """
 
-    def __init__(self, scheduler: DDIMSchedulerCustom, snr_gamma: float | None = None):
+    def __init__(self, scheduler: DDIMSchedulerCustom, snr_gamma: float | None = None, weighting: str | None = None):
+        if snr_gamma is not None and weighting is not None:
+            raise ValueError(f"snr_gamma {snr_gamma} is given with weighting {weighting!r}; allowed: one of them")
         self.scheduler = scheduler
-        self.weights = None if snr_gamma is None else min_snr_weights(scheduler, snr_gamma)
+        self.weights = None
+        if snr_gamma is not None:
+            self.weights = min_snr_weights(scheduler, snr_gamma)
+        elif weighting is not None:
+            self.weights = named_weights(scheduler, weighting)
 
     def __call__(
         self, predict: Callable, x0: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor
@@ -66,6 +76,31 @@ def noise_errors(
     """
     # An error in x_0 is one in eps times 1 / SNR: without a bound on the SNR, min-SNR's weights give eps's own error.
     return Objective(scheduler, snr_gamma=math.inf).errors(predict, x0, timesteps, noise)
+
+
+# More weight at the noise end than min-SNR gives: what an error in eps counts there, by alpha.
+WEIGHTINGS = {
+    # 1 / (1 + SNR) = 1 - alpha: less weight where little noise is left  (P2, Choi et al. 2022, eq. 8, k = gamma = 1)
+    "p2": lambda alpha: 1 - alpha,
+    # (1 + SNR) / SNR = 1 / alpha: an error in v  (Salimans and Ho 2022, "SNR + 1")
+    "v": lambda alpha: 1 / alpha,
+}
+
+
+def named_weights(scheduler: DDIMSchedulerCustom, weighting: str) -> torch.Tensor:
+    """Return the weight of each timestep, float32 [T], by one of WEIGHTINGS; ValueError where one is infinite."""
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting is {weighting!r}; allowed: {', '.join(WEIGHTINGS)}")
+    alpha = scheduler.alphas_cumprod.cpu().double()
+    kind = scheduler.config.prediction_type
+    # The squared error of eps is that of v times alpha, and that of x_0 times SNR.
+    of_eps = {"epsilon": 1, "v_prediction": alpha, "sample": alpha / (1 - alpha)}
+    weights = WEIGHTINGS[weighting](alpha) * of_eps[kind]
+    if kind == "v_prediction" and weighting == "v":
+        weights = torch.ones_like(alpha)
+    if not weights.isfinite().all():
+        raise ValueError(f"weighting is {weighting!r} with a schedule that ends without signal; allowed: predict v")
+    return weights.float()
 
 
 def min_snr_weights(scheduler: DDIMSchedulerCustom, gamma: float) -> torch.Tensor:

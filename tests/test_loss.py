@@ -57,6 +57,26 @@ def test_the_error_of_the_noise_whatever_is_predicted(kind):
     assert errors.tolist() == pytest.approx((eps - noise).square().mean((1, 2, 3)).tolist(), rel=1e-3)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_named_weightings_are_those_of_their_papers(kind):
+    """Whatever is predicted, p2 weighs each image's error of eps by 1 / (1 + SNR), and v by (1 + SNR) / SNR, which
+    makes it the error of v; both at once with min-SNR, and infinite weights, are refused."""
+    x0, noise, t, alpha = batch()
+    scheduler, snr = DDIMSchedulerCustom(prediction_type=kind), (alpha / (1 - alpha)).flatten()
+    errors = noise_errors(guess, scheduler, x0, t, noise).double()
+    for name, weights in {"p2": 1 / (1 + snr), "v": (1 + snr) / snr}.items():
+        got = Objective(scheduler, weighting=name).errors(guess, x0, t, noise)
+        assert got.tolist() == pytest.approx((errors * weights).tolist(), rel=1e-3)
+    with pytest.raises(ValueError, match="snr_gamma 5.0 is given with weighting 'p2'; allowed: one of them"):
+        Objective(scheduler, 5.0, "p2")
+    ending = DDIMSchedulerCustom(prediction_type=kind, rescale_betas_zero_snr=True)
+    if kind == "v_prediction":
+        assert Objective(ending, weighting="v").weights.eq(1).all()
+    if kind == "epsilon":
+        with pytest.raises(ValueError, match="'v' with a schedule that ends without signal"):
+            Objective(ending, weighting="v")
+
+
 def test_weights_at_no_signal_are_finite():
     """Where alpha is 0, as at the end of a schedule of zero terminal SNR, eps counts once and v and x_0 not at all."""
     for kind, weight in (("epsilon", 1.0), ("v_prediction", 0.0), ("sample", 0.0)):

@@ -324,10 +324,19 @@ def _network(folder: Path, unet: dict) -> str:
 def _training(config: dict) -> str:
     machine, count = config.get("machine"), config.get("num_processes") or 1
     where = f"On {machine}{f', {count} processes' if count > 1 else ''}.\n\n" if machine else ""
-    hidden = {"network", "dropout"} if config.get("pretrained") else set()  # that model brought its own
-    hidden |= {"network"} if config.get("network") == config.get("recipe") else set()
+    hidden = {"started_from"} | ({"network"} if config.get("network") == config.get("recipe") else set())
     settings = {key: value for key, value in config.items() if value is not False and not HIDDEN.search(key)}
-    return where + _settings({key: value for key, value in settings.items() if key not in hidden})
+    return where + _before(config) + _settings({key: value for key, value in settings.items() if key not in hidden})
+
+
+def _before(config: dict) -> str:
+    """What the model that the run started from had been trained on, run by run."""
+    said, earlier = "", config.get("started_from")
+    while earlier:
+        images = f"{earlier['batch_size']:,} images of {redact(str(earlier['dataset_name']))}"
+        said += f"Before this run it was trained for {earlier['final_step']:,} steps of {images}.\n\n"
+        earlier = earlier.get("started_from")
+    return said
 
 
 def _limits(unet: dict, rows: list[dict]) -> str:

@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from ..files import sha256, whole_folder, why_not_written, write_text
 from ..pipeline_ddim_custom import DDIMCustomPipeline
+from .computation import Choice
 from .ema import Averages
 from .log import Window
 from .samplers import Samplers
@@ -48,6 +49,7 @@ class TrainingState:
         window: what the next log line tells.
         step: number of finished optimizer steps.
         loss: of the last log line.
+        choice: what a trial of compiled passes chose.
     """
 
     pipeline: DDIMCustomPipeline
@@ -58,6 +60,7 @@ class TrainingState:
     window: Window
     step: int = 0
     loss: float | None = None
+    choice: Choice | None = None
 
     def save(self, run: Path, window_loss: float, identity: dict[str, Any], limit: int) -> Path:
         """Write a checkpoint into the run's folder, on the main process.
@@ -86,6 +89,7 @@ class TrainingState:
             "selection": self.samplers.state(),
             "loss": self.loss,
             "window": self.window.state(window_loss),
+            "computation": self.choice and asdict(self.choice),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
         return save_checkpoint(run, self.step, tensors, state, limit, save_pipeline)
@@ -110,6 +114,7 @@ class TrainingState:
         self.samplers.load_state(state["selection"], path.parent)
         self.window = Window(self.window.loss.device, **state.get("window", {}))
         self.step, self.loss = state["step"], state["loss"]
+        self.choice = Choice(**state["computation"]) if state.get("computation") else None
 
     def _result(self) -> str:
         """The name of the weights that are the run's result."""
@@ -145,6 +150,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, network: torch.nn.Module
         state["step"] = tensors[f"{name}/step"].to(parameter.device)
         for key in ("exp_avg", "exp_avg_sq"):
             state[key] = torch.empty_like(parameter, requires_grad=False).copy_(tensors[f"{name}/{key}"])
+
+
+def lay_out_moments(optimizer: torch.optim.Optimizer):
+    """Give AdamW's moments their parameter's memory layout anew, after that has changed."""
+    for parameter, state in optimizer.state.items():
+        for key in {"exp_avg", "exp_avg_sq"} & state.keys():
+            state[key] = torch.empty_like(parameter, requires_grad=False).copy_(state[key])
 
 
 # The folders

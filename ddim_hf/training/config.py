@@ -8,7 +8,9 @@ from typing import Any
 
 from huggingface_hub.utils import validate_repo_id
 
+from ..loss import WEIGHTINGS
 from ..unet import UNET_CONFIGS
+from .profiles import Profile, parse_profile
 
 # The samplers are those of the CIFAR-10 runs that the results table of the project's source comes from.
 _CIFAR10 = dict(
@@ -64,7 +66,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 # what they lead to is compared itself (images, network, noise schedule).
 FREE_ON_RESUME = frozenset(
     "output_dir max_train_steps num_train_epochs cache_dir refresh_cache dataset_name dataset_config_name "
-    "dataset_revision image_column gradient_accumulation_steps logger logging_steps "
+    "dataset_revision image_column gradient_accumulation_steps compile logger logging_steps "
     "checkpointing_steps checkpoints_total_limit resume_from_checkpoint samplers feature_extractor inception_weights "
     "eval_batch_size validation_split validation_steps validation_images dry_run push_to_hub hub_model_id "
     "hub_private hub_license recipe network block_out_channels layers_per_block attention_levels "
@@ -117,7 +119,9 @@ class TrainingConfig:
     block_out_channels: str | None = setting("channels of each level of a new network: 64,128,128")
     layers_per_block: int | None = setting("ResNet blocks of each level of a new network")
     attention_levels: str | None = setting("levels of a new network with attention, from 0, by commas; none")
-    dropout: float | None = setting("dropout of a new network, in [0, 1); that of its row if not given")
+    dropout: float | None = setting(
+        "dropout, in [0, 1); that of the network's row or of the pretrained model if not given"
+    )
     pretrained: str | None = setting("start from this model's UNet2DModel (folder or Hub id) instead of a new one")
     dataset_name: str | None = setting("'digits', a Hub id, a folder of images, a parquet file or a saved dataset")
     dataset_config_name: str | None = setting("which configuration, of a dataset that has several")
@@ -141,13 +145,22 @@ class TrainingConfig:
     weight_decay: float = setting("decoupled weight decay of AdamW", 0.0)
     max_grad_norm: float = setting("gradients are scaled down to this norm", 1.0)
     mixed_precision: str | None = setting("no, fp16 or bf16, of the network alone; the launcher's if not given")
-    ema_decay: str | None = setting("decay of the averaged weights; several by commas, the first is the result; none")
+    ema_decay: str | None = setting(
+        "decay of the averaged weights, or power:SIGMA_REL; several by commas, the first is the result; none"
+    )
     seed: int = setting("order, flips, timesteps, noise and first weights are functions of it", 0)
     prediction_type: str | None = setting("epsilon, v_prediction or sample; the pretrained model's, else epsilon")
     beta_schedule: str | None = setting("linear, scaled_linear or squaredcos_cap_v2; the pretrained model's or linear")
     snr_gamma: float | None = setting("weight the loss by min-SNR with this gamma (5 is usual)")
-    compile: bool = setting("compile the network", False)
-    channels_last: bool | None = setting("lay the network out channels-last; if not given, on a GPU only", **SWITCH)
+    loss_weighting: str | None = setting(
+        "weight the noise end more: p2 (1 - alpha; Choi et al. 2022) or v (1 / alpha; Salimans and Ho 2022)"
+    )
+    compile: str = setting(  # and from Python a bool
+        "compile the network: true, false, or auto, if a trial at the start finds it faster", False, **SWITCH
+    )
+    channels_last: bool | None = setting(
+        "lay the network out channels-last; if not given, on a GPU and where compiled", **SWITCH
+    )
 
     samplers: str | None = setting("steps:eta:every:images by commas, run during training on the EMA weights; none")
     feature_extractor: str | None = setting("features of the samplers' distance: inception, a TorchScript file, none")
@@ -197,6 +210,10 @@ class TrainingConfig:
             _allow("network", self.network, (*UNET_CONFIGS, "a UNet2DModel config, FILE.json"))
         for name, least in (("block_out_channels", 1), ("attention_levels", 0)):
             self.numbers(name, least)
+        self.compile = {"true": True, "false": False}.get(str(self.compile).lower(), self.compile)
+        if self.compile not in (True, False, "auto"):
+            raise ValueError(f"compile is {self.compile!r}; allowed: true, false, auto")
+        _allow("loss_weighting", self.loss_weighting, (None, *WEIGHTINGS))
         _allow("lr_scheduler", self.lr_scheduler, ("constant", "cosine"))
         _allow("mixed_precision", self.mixed_precision, (None, *PRECISIONS))
         _allow("prediction_type", self.prediction_type, (None, "epsilon", "v_prediction", "sample"))
@@ -230,7 +247,7 @@ class TrainingConfig:
                 raise ValueError(
                     f"output_dir is {self.output_dir}, and {path} is a file; allowed: a folder, or a path for one"
                 )
-        self.ema_decays()
+        self.averages()
         self.sampler_settings()
 
     def _own_recipe(self) -> str:
@@ -248,7 +265,7 @@ class TrainingConfig:
             "block_out_channels": (self.pretrained is not None, "pretrained, whose network has its own layout"),
             "layers_per_block": (self.pretrained is not None, "pretrained, whose network has its own layout"),
             "attention_levels": (self.pretrained is not None, "pretrained, whose network has its own layout"),
-            "dropout": (self.pretrained is not None, "pretrained, whose network has its own"),
+            "loss_weighting": (self.snr_gamma is not None, f"snr_gamma {self.snr_gamma}"),
             "validation_steps": (self.validation_split == "none", "no validation_split"),
             "validation_images": (self.validation_split == "none", "no validation_split"),
             "inception_weights": (extractor != "inception", f"feature_extractor {extractor}"),
@@ -278,19 +295,17 @@ class TrainingConfig:
         by_epochs = math.ceil(self.num_train_epochs * num_images / self.batch_size)
         return min(by_epochs, self.max_train_steps or by_epochs)
 
-    def ema_decays(self) -> list[float]:
-        """The decays of the averaged weights, the first being the result's; empty for none."""
+    def averages(self) -> list[Profile]:
+        """The averages of the weights, the first being the result; empty for none."""
         if str(self.ema_decay).lower() == "none":
             return []
         try:
-            decays = [float(part) for part in str(self.ema_decay).split(",")]
-        except ValueError:
-            decays = [math.nan]
-        if not all(0 < decay < 1 for decay in decays) or len(set(decays)) < len(decays):
-            raise ValueError(
-                f"ema_decay is {self.ema_decay!r}; allowed: different numbers in (0, 1) by commas, or none"
-            )
-        return decays
+            profiles = [parse_profile(part) for part in str(self.ema_decay).split(",")]
+        except ValueError as error:
+            raise ValueError(f"ema_decay has {error}, by commas, or none") from error
+        if len(set(profiles)) < len(profiles):
+            raise ValueError(f"ema_decay is {self.ema_decay!r}; allowed: each average once")
+        return profiles
 
     def sampler_settings(self) -> list[SamplerSettings]:
         """The samplers that run during training."""

@@ -6,16 +6,29 @@ from contextlib import contextmanager
 import torch
 from diffusers.training_utils import EMAModel
 
+from .profiles import Profile
+
+
+class Average(EMAModel):
+    """diffusers' moving average, with the decays of a profile."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], profile: Profile):
+        super().__init__(parameters, foreach=True)
+        self.profile = profile
+
+    def get_decay(self, optimization_step: int) -> float:
+        return float(self.profile.decays(optimization_step))
+
 
 class Averages:
-    """Exponential moving averages of a network's weights, one for each decay.
+    """Moving averages of a network's weights, one for each profile.
 
-    `names` are "ema-<decay>" in the order of `decays`; the first is the result of the run.
+    `names` are those of the profiles, in their order ("ema-0.999", "power-0.05"); the first is the result of the run.
     """
 
-    def __init__(self, unet: torch.nn.Module, decays: list[float]):
+    def __init__(self, unet: torch.nn.Module, profiles: list[Profile]):
         self.unet, self.parameters = unet, list(unet.parameters())
-        self._models = {f"ema-{decay:g}": EMAModel(self.parameters, decay=decay, foreach=True) for decay in decays}
+        self._models = {profile.name: Average(self.parameters, profile) for profile in profiles}
 
     @property
     def names(self) -> list[str]:

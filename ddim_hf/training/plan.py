@@ -30,7 +30,7 @@ def describe_plan(config: TrainingConfig, accelerator: Accelerator) -> str:
         unet,
         config.batch_size // accelerator.num_processes // config.gradient_accumulation_steps,
         mixed_precision=config.mixed_precision,
-        num_averages=len(config.ema_decays()),
+        num_averages=len(config.averages()),
         num_processes=accelerator.num_processes,
     )
     summary = summarize(config, unet, images)

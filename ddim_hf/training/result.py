@@ -1,8 +1,10 @@
 """The result of a run: its model on the disk, the card beside it, and both on the Hub where asked for."""
 
+import json
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -19,6 +21,16 @@ def save_model(pipeline: DDIMCustomPipeline, folder: Path):
     except (OSError, SafetensorError) as error:
         reason = why_not_written(error)
         raise OSError(f"the model was not written to {folder}: {reason}; checkpoints are intact") from error
+
+
+def record_of(pretrained: str | None) -> dict[str, Any] | None:
+    """What is on record of the training of a model in a folder; None where nothing is."""
+    try:
+        record = json.loads(Path(pretrained or "", "config.json").read_text())
+        known = {key: record[key] for key in ("final_step", "batch_size", "dataset_name")}
+        return known | {"started_from": record.get("started_from")}
+    except (OSError, ValueError, KeyError, TypeError):  # a network saved by itself has another config.json
+        return None
 
 
 def publish(config: TrainingConfig, folder: Path, step: int):

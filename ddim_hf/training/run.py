@@ -22,13 +22,14 @@ from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import on_main
 from ..provenance import command, describe_run
 from .batches import DROPOUT, BatchOrder, BatchReader, draw_step, seed_for, to_states
-from .checkpoints import TrainingState, find_checkpoint, list_checkpoints, set_aside_newer
+from .checkpoints import TrainingState, find_checkpoint, lay_out_moments, list_checkpoints, set_aside_newer
+from .computation import Computation, place
 from .config import TrainingConfig
 from .ema import Averages
 from .log import Window, log_line, trim_log
 from .outlook import Pace, summarize
 from .plan import describe_plan
-from .result import publish, save_model
+from .result import publish, record_of, save_model
 from .samplers import Samplers
 from .setup import (
     build_accelerator,
@@ -66,6 +67,7 @@ def _train(config: TrainingConfig):
     run = TrainingRun(config)
     try:
         run.resume()
+        run.choose_computation()
         run.loop()
         run.finish()
     except TrainingStopped as stopped:
@@ -119,24 +121,22 @@ class TrainingRun:
         )
 
         # What trains it
-        channels_last = self.device.type == "cuda" if config.channels_last is None else config.channels_last
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.unet.to(self.device, memory_format=self.memory_format).train()
+        self.unet.to(self.device).train()
+        # CUDA graphs spare the host a thousand launches a step; with other processes or passes, gradients would be
+        # needed beyond the replay that overwrites them.
+        alone = self.accelerator.num_processes == config.gradient_accumulation_steps == 1
+        self.computation = Computation(self.unet, self.device, config.channels_last, cuda_graphs=alone)
         self.model, optimizer = self.accelerator.prepare(self.unet, build_optimizer(config, self.unet))
-        if config.compile:
-            # CUDA graphs spare the host a thousand launches a step; with other processes or passes, gradients would be
-            # needed beyond the replay that overwrites them.
-            alone = self.accelerator.num_processes == config.gradient_accumulation_steps == 1
-            mode = "reduce-overhead" if alone and self.device.type == "cuda" else None
-            self.unet.compile(mode=mode, dynamic=False)  # else the samplers' batch size would make the graphs dynamic
-        self.objective = Objective(self.scheduler, config.snr_gamma)
+        if config.compile is True:
+            self.computation.compile()
+        self.objective = Objective(self.scheduler, config.snr_gamma, config.loss_weighting)
 
         # What a checkpoint holds
         self.pipeline = DDIMCustomPipeline(self.unet, self.scheduler)
         self.pipeline.set_progress_bar_config(disable=True)
         self.state = TrainingState(
             self.pipeline,
-            Averages(self.unet, config.ema_decays()),
+            Averages(self.unet, config.averages()),
             optimizer,
             self.accelerator.scaler,
             Samplers(config, self.accelerator, self.images, self.stop),
@@ -197,6 +197,7 @@ class TrainingRun:
         return {
             **asdict(self.config),
             **describe_run(),
+            "started_from": record_of(self.config.pretrained),
             "dataset_on_hub": is_on_hub(self.config.dataset_name),
             "dataset_fingerprint": self.images.fingerprint,
             "num_images": len(self.images),
@@ -214,6 +215,35 @@ class TrainingRun:
             if not name.startswith("_")
         }
         return {**self.config.what_it_computes(), "dataset_fingerprint": self.images.fingerprint, **configs}
+
+    def choose_computation(self):
+        """Where `--compile auto` asks for it, compile if that is faster; nothing else of the run changes."""
+        if self.config.compile != "auto":
+            return
+        images = (self.share.stop - self.share.start) // self.config.gradient_accumulation_steps
+        shape, generator = (images, *self.images.shape[1:]), torch.Generator(self.device).manual_seed(0)
+        noise = torch.randn(shape, generator=generator, device=self.device)
+        timesteps = torch.zeros(images, dtype=torch.int64, device=self.device)
+
+        def one_pass():
+            with self.accelerator.no_sync(self.model):
+                loss = self.objective(self.predict, noise, timesteps, noise)
+                self.accelerator.backward(loss)
+            self.unet.zero_grad(set_to_none=True)
+            loss.item()
+            if self.device.type != "cpu":
+                torch.accelerator.synchronize()
+
+        def slowest(seconds: float) -> float:
+            return self.accelerator.gather(torch.tensor([seconds], device=self.device)).max().item()
+
+        self.accelerator.print("compile auto: a trial, some minutes where passes take long", flush=True)
+        with torch.random.fork_rng([] if self.device.type == "cpu" else [self.device]):  # dropout draws
+            here = on_main(lambda: place(images))  # the main process's, so that all keep a choice or none
+            said = self.computation.choose(one_pass, here, slowest, self.state.choice)
+        self.state.choice = self.computation.choice
+        lay_out_moments(self.state.optimizer)
+        self.accelerator.print(said, flush=True)
 
     # The loop
 
@@ -294,7 +324,7 @@ class TrainingRun:
 
     def predict(self, x_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """What the network, as it is trained, predicts."""
-        return self.model(x_t.to(memory_format=self.memory_format), timesteps, return_dict=False)[0]
+        return self.model(x_t.to(memory_format=self.computation.memory_format), timesteps, return_dict=False)[0]
 
     def log(self) -> str:
         """Log what the window holds and begin another; return it in words."""

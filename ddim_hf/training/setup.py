@@ -98,7 +98,11 @@ def build_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCusto
     else:
         pipeline = DDIMCustomPipeline.from_pretrained(config.pretrained)
     _check_size(config, pipeline.unet)
-    return pipeline.unet, _schedule(config, pipeline.scheduler.config)
+    unet = pipeline.unet
+    if config.dropout not in (None, unet.config.dropout):
+        unet = UNet2DModel.from_config(unet.config, dropout=config.dropout)
+        unet.load_state_dict(pipeline.unet.state_dict())
+    return unet, _schedule(config, pipeline.scheduler.config)
 
 
 def describe_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCustom]:
@@ -113,8 +117,9 @@ def describe_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCu
             schedule = DDIMSchedulerCustom.load_config(config.pretrained, subfolder="scheduler", cache_dir=scratch)
         except OSError:  # a network saved by itself
             layout, schedule = UNet2DModel.load_config(config.pretrained, cache_dir=scratch), {}
+    dropout = {} if config.dropout is None else {"dropout": config.dropout}
     with torch.device("meta"):
-        unet = UNet2DModel.from_config(layout)
+        unet = UNet2DModel.from_config(layout, **dropout)
     _check_size(config, unet)
     return unet, _schedule(config, schedule)
 

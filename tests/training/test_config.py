@@ -34,10 +34,20 @@ def test_a_recipe_gives_the_defaults_and_flags_override_it(recipe):
     assert TrainingConfig(recipe=recipe, random_flip=False, **images).random_flip is False
 
 
-def test_dropout_replaces_that_of_a_new_network_alone():
-    """The row's dropout stands unless one is given; a pretrained network has its own."""
+def test_dropout_replaces_that_of_the_network(tmp_path):
+    """The dropout of a new network's row, or of a pretrained one, stands unless one is given; weights are the same."""
     assert build_model(TrainingConfig(recipe="cifar10-64"))[0].config.dropout == 0.1
     assert build_model(TrainingConfig(recipe="cifar10-64", dropout=0.0))[0].config.dropout == 0.0
+    model = save_tiny_model(tmp_path, dropout=0.2)
+    kept, changed = (
+        build_model(TrainingConfig(pretrained=model, dropout=dropout, resolution=8))[0] for dropout in (None, 0.1)
+    )
+    rates = [
+        {module.p for module in unet.modules() if isinstance(module, torch.nn.Dropout)} - {0.0}
+        for unet in (kept, changed)
+    ]
+    assert rates == [{0.2}, {0.1}] and changed.config.dropout == 0.1
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), changed.parameters(), strict=True))
 
 
 def test_ones_own_images_need_no_held_out_split():
@@ -87,7 +97,7 @@ def test_the_configuration_of_a_dataset_is_a_setting(tmp_path, own_caches):
 
 
 VOID = {
-    "dropout": dict(dropout=0.0, pretrained="org/model"),
+    "loss_weighting": dict(loss_weighting="p2", snr_gamma=5.0),
     "network": dict(network="cifar10-64", pretrained="org/model"),
     "validation_steps": dict(validation_steps=10, validation_split="none"),
     "validation_images": dict(validation_images=10, dataset_name="my/images"),
@@ -127,6 +137,8 @@ BAD = {
     "ema_decay": "1.5",
     "samplers": "50:0.0:100",
     "snr_gamma": 0.0,
+    "loss_weighting": "most",
+    "compile": "often",
     "dropout": 1.0,
     "weight_decay": -0.1,
     "seed": -1,

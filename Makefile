@@ -1,16 +1,17 @@
 # make demo: train, load, sample (a few minutes on 2 CPU cores).   make test: the whole suite, offline.
 # make cifar10-64, make cifar10-128: train on CIFAR-10, evaluate, write docs/results.md; a GPU is assumed.
+# make paper-tables: the DDIM paper's tables beside what is measured; FLAGS=--dry_run says what that takes.
 # make cifar10-64 FLAGS="--minutes 9" stops training after so long, and the same command goes on.
-# make cifar10-64 RUN="--mixed_precision bf16 --compile" is the recipe itself: 800,000 steps of 128 images.
+# make cifar10-64 RUN="--mixed_precision bf16 --compile auto" is the recipe itself: 800,000 steps of 128 images.
 PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
 FLAGS ?=
 # Ten million images in large batches, the learning rate in proportion and down to zero at the end.
-RUN := --mixed_precision bf16 --compile --batch_size 512 --learning_rate 8e-4 --lr_scheduler cosine --lr_warmup_steps 400 \
+RUN := --mixed_precision bf16 --compile auto --batch_size 512 --learning_rate 8e-4 --lr_scheduler cosine --lr_warmup_steps 400 \
     --max_train_steps 20000 --dropout 0 --ema_decay 0.999 --samplers none --fast
 
-.PHONY: demo test lint benchmark cifar10-64 cifar10-128 clean
+.PHONY: demo test lint benchmark cifar10-64 cifar10-128 paper-tables clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -32,6 +33,9 @@ benchmark: .venv/installed
 
 cifar10-64 cifar10-128: .venv/installed
 	$(BIN)/python examples/cifar10.py --recipe $@ $(RUN) $(FLAGS)
+
+paper-tables: .venv/installed
+	$(BIN)/python examples/paper_tables.py $(FLAGS)
 
 clean:
 	rm -rf .venv outputs

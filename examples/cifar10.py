@@ -1,6 +1,6 @@
 """Train one of the CIFAR-10 networks, evaluate it, and write docs/results.md: all that the figures there come from.
 
-    python examples/cifar10.py --recipe cifar10-64 --mixed_precision bf16 --compile
+    python examples/cifar10.py --recipe cifar10-64 --mixed_precision bf16 --compile auto
 
 Every flag that is not listed by --help goes to examples/train.py. A run that was stopped, by --minutes or otherwise,
 goes on with the same command, in training as in evaluation.
@@ -16,11 +16,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import run
 from ddim_hf.evaluation.features import load_feature_extractor
+from ddim_hf.evaluation.rows import protocol
 from ddim_hf.evaluation.tables import tables
 from ddim_hf.hub import write_model_card
 from ddim_hf.hub.redaction import redact_command
+from ddim_hf.markdown import shown
+from ddim_hf.metrics import FRECHET
 from ddim_hf.training.log import read_log
 
 HERE = Path(__file__).parent
@@ -28,6 +32,10 @@ PARTS = ("train", "evaluate", "show")
 # Flags that other scripts take too
 DATA = ("image_column", "dataset_config_name", "dataset_revision", "cache_dir")
 FEATURES = ("feature_extractor", "inception_weights")
+HEADLINE = {"num_inference_steps": "10,20,50", "eta": 0, "tau": "uniform", "variance": "sigma"}
+CHANCE = HEADLINE | {"num_inference_steps": 50}  # the cell that is measured from several sets of seeds
+# The denoising loss of its own models that the project's source gives, under the name of reconstruction loss
+LOSS_OF_SOURCE = {"cifar10-64": "0.03-0.04", "cifar10-128": "0.02-0.03"}
 
 
 def call(script: str, *words: object, minutes: float | None = None):
@@ -69,6 +77,8 @@ def main():
     parser.add_argument("--inception_weights", help="Inception's weights, for machines without network")
     parser.add_argument("--cache_dir", help="for decoded images and reference features")
     parser.add_argument("--num_images", type=int, default=10_000, help="of each cell of the table")
+    parser.add_argument("--headline_images", type=int, help="also S = 10, 20, 50 at eta 0, uniform tau, of so many")
+    parser.add_argument("--seeds", type=int, default=1, help="measure S = 50 at eta 0 from so many sets of seeds")
     parser.add_argument("--num_inference_steps", default="10,20,50,100")
     parser.add_argument("--eta", default="0,0.2,0.5,1")
     parser.add_argument("--data_images", type=int, help="of each split, for the denoising loss; default: all")
@@ -84,6 +94,8 @@ def main():
         raise ValueError(f"minutes is {args.minutes:g}; allowed: above 0")
     args.output_dir = args.output_dir or Path("outputs", args.recipe)
     args.report = args.report or Path("docs", "results.md" if args.recipe == "cifar10-64" else f"{args.recipe}.md")
+    if args.seeds < 1:
+        raise ValueError(f"seeds is {args.seeds}; allowed: whole numbers from 1")
     if "evaluate" in parts:  # said before hours of training
         load_feature_extractor(args.feature_extractor, args.inception_weights)
     if "train" in parts:
@@ -106,13 +118,32 @@ def train(args: argparse.Namespace, flags: list[str]):
 
 
 def evaluate(args: argparse.Namespace):
-    """The table, the same of diffusers' own pipeline and of real images, and the denoising loss."""
-    cells = ["--num_inference_steps", args.num_inference_steps, "--eta", args.eta, "--tau", "uniform,quad"]
-    cells += ["--variance", "sigma,sigma_hat", "--also", "stock", "--floor", "test", "--num_images", args.num_images]
+    """The table, the same of diffusers' own pipeline, of fitted schedules and of real images, and the denoising loss;
+    the headline of more images; a cell from several sets of seeds."""
+    table = {"num_inference_steps": args.num_inference_steps, "eta": args.eta, "tau": "uniform,quad"}
+    table |= {"variance": "sigma,sigma_hat"}
     errors = ["--denoising_loss", *(["--data_images", args.data_images] if args.data_images else [])]
-    output = ["--output", args.output_dir / "results.json", *(["--fast"] if args.fast else [])]
+    measure(args, table, args.num_images, "--also", "stock", "--floor", "test", *errors)
+    if args.headline_images:
+        measure(args, HEADLINE, args.headline_images, "--also", "stock", "--floor", "test")
+    for number in range(1, args.seeds):
+        measure(args, CHANCE, args.num_images, "--seed", number * args.num_images, fitted=False)
+
+
+def measure(args: argparse.Namespace, cells: dict[str, object], num_images: int, *more: object, fitted: bool = True):
+    """Call evaluate.py for these cells, with the schedules that the model has for them where it has any."""
+    words = [word for name, value in cells.items() for word in (f"--{name}", value)]
     reference = ["--reference", args.dataset_name, *given(args, *DATA, *FEATURES)]
-    call("evaluate.py", args.output_dir, *reference, *output, *cells, *errors)
+    output = ["--output", args.output_dir / "results.json", *(["--fast"] if args.fast else [])]
+    if fitted and has_schedule(args.output_dir, str(cells["num_inference_steps"])):
+        words.append("--calibrated")
+    call("evaluate.py", args.output_dir, *reference, *output, *words, "--num_images", num_images, *more)
+
+
+def has_schedule(folder: Path, steps: str) -> bool:
+    """Whether a model has a fitted schedule for any of these S."""
+    pipe = DDIMCustomPipeline.from_pretrained(folder)
+    return any(pipe.calibrated_schedule(int(count), eta=0) is not None for count in steps.split(","))
 
 
 def show(args: argparse.Namespace):
@@ -172,7 +203,7 @@ from what the run recorded, whose training was started, or last gone on with, by
 held-out images (or all there are), which is what a perfect model would get. The table was measured on
 {results["machine"]}. Only distances at the same number of images compare.
 
-{tables(results["results"])}
+{chance(results["results"])}{denoising(recipe, results["results"])}{tables(of_first_seeds(results["results"]))}
 **The true FID** (lossless CIFAR-10, Inception, the paper's 50,000 images) is measured by
 
 ```sh
@@ -190,6 +221,41 @@ accelerate launch examples/evaluate.py {shlex.quote(str(folder))} --reference uo
 
 ![nearest training images]({recipe}-nearest.png)
 """
+
+
+def of_first_seeds(rows: list[dict]) -> list[dict]:
+    return [row for row in rows if row.get("seed") in (None, 0)]
+
+
+def chance(rows: list[dict]) -> str:
+    """How much one cell varies with the seeds, where it was measured from several sets of them."""
+    wanted = {"implementation": "ddim_hf", "eta": 0.0, **{key: CHANCE[key] for key in ("tau", "variance")}}
+    wanted |= {"num_inference_steps": CHANCE["num_inference_steps"]}
+    cells: dict[str, list[dict]] = {}
+    for row in rows:
+        if row["metric"] in FRECHET and all(row.get(key) == value for key, value in wanted.items()):
+            cells.setdefault(json.dumps({**protocol(row), "seed": None}, sort_keys=True), []).append(row)
+    said = ""
+    for cell in cells.values():
+        if len(cell) > 1:
+            values = [row["value"] for row in sorted(cell, key=lambda row: row["seed"])]
+            said += (
+                f"**Chance**: S = 50, eta 0, uniform tau, {cell[0]['num_images']:,} images from {len(values)} sets of "
+                f"seeds: {', '.join(map(shown, values))}. The largest is {max(values) - min(values):.2g} above the "
+                "smallest.\n\n"
+            )
+    return said
+
+
+def denoising(recipe: str, rows: list[dict]) -> str:
+    """The denoising loss beside the source's."""
+    losses = [f"{shown(row['value'])} on {row['split']}" for row in rows if row["metric"] == "denoising_loss"]
+    if not losses:
+        return ""
+    return (
+        f"**Denoising loss**: {', '.join(losses)}; by timesteps below. The project's source gives "
+        f"{LOSS_OF_SOURCE[recipe]} for its model.\n\n"
+    )
 
 
 if __name__ == "__main__":

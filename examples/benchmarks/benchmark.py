@@ -2,6 +2,7 @@
 
 python examples/benchmarks/benchmark.py                     everything (half an hour on two CPU cores)
 python examples/benchmarks/benchmark.py --only step,fast    some of it
+python examples/benchmarks/benchmark.py --only training     with DIFFUSERS_SOURCE=CHECKOUT beside diffusers' script too
 python examples/benchmarks/benchmark.py --check             exit code 1 if the step's or the pipeline's ratio is lost
 """
 
@@ -26,6 +27,7 @@ from ddim_hf.provenance import package_versions
 from ddim_hf.scheduling_ddim_custom import combine
 
 PROCESSES = Path(__file__).with_name("benchmark_processes.py")
+CPU_TIME = "DDIM_HF_BENCHMARK_CPU_TIME"  # in the environment, so that processes of their own have it too
 
 
 def in_turn(contenders: dict[str, Callable[[], None]], rounds: int, title: str) -> dict[str, float]:
@@ -34,12 +36,17 @@ def in_turn(contenders: dict[str, Callable[[], None]], rounds: int, title: str) 
     for number in tqdm(range(rounds + 1), desc=title, leave=False):
         for name, contender in contenders.items():
             synchronize()
-            began = time.perf_counter()
+            began = clock()
             contender()
             synchronize()
             if number:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(clock() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def clock() -> float:
+    """Seconds, of the clock or of this process's use of the processor."""
+    return time.process_time() if CPU_TIME in os.environ else time.perf_counter()
 
 
 def synchronize():
@@ -224,6 +231,7 @@ def describe_machine(device: torch.device) -> dict:
         "vector units": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "seconds are": "of the processor" if CPU_TIME in os.environ else "on the clock",
         "load at the start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "versions": package_versions(),
     }
@@ -263,12 +271,22 @@ def main():
     parser.add_argument(
         "--networks", default="", help="of the training part, by commas (default: cifar10-64, on a GPU both)"
     )
+    parser.add_argument("--batch_size", type=int, help="of the training part (default: 64, on a GPU 128)")
+    parser.add_argument(
+        "--cpu_time",
+        action="store_true",
+        help="count the processor's seconds, of step, pipeline, fast and training, where others use it too",
+    )
     parser.add_argument("--output", type=Path, help="a JSON file for the figures")
     parser.add_argument("--check", action="store_true", help="only step and pipeline; fail if a ratio is lost")
     args = parser.parse_args()
     wanted = ["step", "pipeline"] if args.check else args.only.split(",")
     check_choices("--only", wanted, parts)
     check_choices("--networks", args.networks.split(",") if args.networks else [], ("cifar10-64", "cifar10-128"))
+    if args.batch_size is not None and args.batch_size < 1:
+        raise ValueError(f"--batch_size is {args.batch_size}; allowed: whole numbers from 1")
+    if args.cpu_time:
+        os.environ[CPU_TIME] = "1"
     device, rows = torch.device(args.device), []
     machine = describe_machine(device)
     for part in wanted:
@@ -279,7 +297,8 @@ def main():
         elif part == "fast":
             rows += measure_fast(device, args.rounds, args.model)
         else:
-            rows += from_processes(part, *([args.networks] if part == "training" else []))
+            training = [args.networks, *([str(args.batch_size)] if args.batch_size else [])]
+            rows += from_processes(part, *(training if part == "training" else []))
     print(json.dumps(machine))
     print(as_markdown(rows))
     if args.output:

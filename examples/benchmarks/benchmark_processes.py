@@ -22,6 +22,8 @@ ROUNDS = 3
 HERE = Path(__file__).parent
 IMPORTS = "import torch, diffusers; from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel"
 BATCH_SIZE, IMAGES, TRAINING_ROUNDS = 128 if torch.cuda.is_available() else 64, 512, 3
+SCRIPT = "examples/unconditional_image_generation/train_unconditional.py"  # in a checkout of diffusers
+SCRIPT_STEPS = 6, 2  # that it is run for, and of them those that prepare much
 
 
 def seconds_of(code: str, **environment: str) -> float:
@@ -186,7 +188,7 @@ def stock_stepper(folder: str, network: str, precision: str, batch_size: int = B
     return step
 
 
-def bare_stepper(network: str, precision: str) -> Callable[[], None]:
+def bare_stepper(network: str, precision: str, batch_size: int) -> Callable[[], None]:
     """Forward, backward and step on one batch and nothing else, laid out as our training lays it out."""
     from ddim_hf import build_unet
 
@@ -194,8 +196,8 @@ def bare_stepper(network: str, precision: str) -> Callable[[], None]:
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     model = build_unet(network).to(device, memory_format=layout)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    x = torch.randn(BATCH_SIZE, 3, 32, 32, device=device).to(memory_format=layout)
-    timesteps = torch.randint(0, 1000, (BATCH_SIZE,), device=device)
+    x = torch.randn(batch_size, 3, 32, 32, device=device).to(memory_format=layout)
+    timesteps = torch.randint(0, 1000, (batch_size,), device=device)
 
     def step():
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -219,24 +221,74 @@ def our_stepper(
     return TrainingRun(TrainingConfig(**settings, **extra)).train_step
 
 
-def training_rates(folder: str, network: str, precision: str) -> dict[str, float]:
+def compiled_as_it_is(step: Callable[[], None]) -> Callable[[], None]:
+    """The step of a run, compiled without what `--compile` changes on a CPU: the layout and the group norms."""
+    step.__self__.unet.compile(dynamic=False)
+    return step
+
+
+def rate_of_the_script(folder: str, network: str, precision: str, batch_size: int) -> float:
+    """Images a second of diffusers' own train_unconditional.py, in the checkout that DIFFUSERS_SOURCE names."""
+    from ddim_hf import build_unet
+
+    out, (steps, first) = Path(folder, "script"), SCRIPT_STEPS
+    images = out / "images"
+    images.mkdir(parents=True)
+    files = itertools.cycle(sorted(Path(folder).glob("*.png")))
+    for number, file in enumerate(itertools.islice(files, steps * batch_size)):
+        (images / f"{number:05d}.png").write_bytes(file.read_bytes())
+    build_unet(network).save_config(out / "network")
+    words = "--resolution 32 --random_flip --use_ema --num_epochs 1 --eval_batch_size 1 --ddpm_num_inference_steps 1"
+    words = [*words.split(), "--train_batch_size", str(batch_size), "--mixed_precision", precision]
+    words += ["--train_data_dir", images, "--model_config_name_or_path", out / "network", "--output_dir", out / "run"]
+    call = [sys.executable, __file__, "script_times", *words, "--cache_dir", out / "cache"]
+    done = subprocess.run(list(map(str, call)), check=True, stdout=subprocess.PIPE, text=True)
+    times = json.loads(done.stdout.splitlines()[-1])[first - 1 :]
+    return batch_size / statistics.median(after - before for before, after in itertools.pairwise(times))
+
+
+def script_times(*words: str) -> list[float]:
+    """Run train_unconditional.py in this process, and return the time of each of its log lines, one a step."""
+    import runpy
+
+    from accelerate import Accelerator
+    from benchmark import clock
+
+    times, log = [], Accelerator.log
+
+    def timed(self, values, **more):
+        times.append(clock())
+        return log(self, values, **more)
+
+    Accelerator.log = timed
+    script = Path(os.environ["DIFFUSERS_SOURCE"].split(os.pathsep)[0], SCRIPT)
+    sys.argv = [str(script), *words]
+    with contextlib.redirect_stdout(sys.stderr):
+        runpy.run_path(str(script), run_name="__main__")
+    return times
+
+
+def training_rates(folder: str, network: str, precision: str, batch_size: int) -> dict[str, float]:
     """Images a second of each loop, in one process and in turn; stepping is timed with the device's work done."""
     from benchmark import in_turn
 
     with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):
         steps = {
-            "stock": stock_stepper(folder, network, precision),
-            "ours": our_stepper(folder, network, precision, False),
-            "bare": bare_stepper(network, precision),
-            "compiled": our_stepper(folder, network, precision, True),
+            "stock": stock_stepper(folder, network, precision, batch_size),
+            "ours": our_stepper(folder, network, precision, False, batch_size),
+            "bare": bare_stepper(network, precision, batch_size),
+            "compiled": our_stepper(folder, network, precision, True, batch_size),
         }
+        if not torch.cuda.is_available():
+            plain = our_stepper(folder, network, precision, False, batch_size)
+            steps["compiled as it is"] = compiled_as_it_is(plain)
     inner = 20 if torch.cuda.is_available() else 1
     contenders = {name: lambda step=step: [step() for _ in range(inner)] for name, step in steps.items()}
     seconds = in_turn(contenders, TRAINING_ROUNDS, f"training, {network}, {precision}")
-    return {name: BATCH_SIZE * inner / value for name, value in seconds.items()}
+    return {name: batch_size * inner / value for name, value in seconds.items()}
 
 
-def measure_training(networks: str = "") -> list[dict]:
+def measure_training(networks: str = "", batch_size: str = str(BATCH_SIZE)) -> list[dict]:
     """Our loop beside the stock loop and the bare one, for networks given by commas."""
     rows = []
     on_gpu = torch.cuda.is_available()
@@ -245,14 +297,22 @@ def measure_training(networks: str = "") -> list[dict]:
         for precision in ("no", "bf16") if native_bf16 else ("no",):
             with tempfile.TemporaryDirectory() as folder:
                 write_images(Path(folder))
-                call = [sys.executable, __file__, "training_rates", folder, network, precision]
+                call = [sys.executable, __file__, "training_rates", folder, network, precision, batch_size]
                 out = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout
-            rate = json.loads(out.splitlines()[-1])
-            row = {"what": f"training, {network}, batch {BATCH_SIZE}, mixed_precision {precision}"}
+                rate = json.loads(out.splitlines()[-1])
+                if os.environ.get("DIFFUSERS_SOURCE"):
+                    rate["script"] = rate_of_the_script(folder, network, precision, int(batch_size))
+            row = {"what": f"training, {network}, batch {batch_size}, mixed_precision {precision}"}
             row |= {"ours images/s": rate["ours"], "ours --compile": rate["compiled"], "stock loop": rate["stock"]}
             row |= {"bare loop": rate["bare"], "ours to stock": rate["ours"] / rate["stock"]}
             row |= {"ours to bare": rate["ours"] / rate["bare"]}
-            rows.append(row | {"compiled to stock": rate["compiled"] / rate["stock"]})
+            row |= {"compiled to stock": rate["compiled"] / rate["stock"]}
+            if "compiled as it is" in rate:
+                row["compiled as it is to stock"] = rate["compiled as it is"] / rate["stock"]
+            if "script" in rate:
+                row |= {"train_unconditional.py": rate["script"], "ours to it": rate["ours"] / rate["script"]}
+                row["compiled to it"] = rate["compiled"] / rate["script"]
+            rows.append(row)
             print(json.dumps(rows[-1]), file=sys.stderr)  # the next one takes minutes
     return rows
 
@@ -270,5 +330,7 @@ if __name__ == "__main__":
         print(json.dumps(PARTS[part](*arguments)))
     elif part == "sample_once":
         sample_once(arguments[0], *map(int, arguments[1:]))
+    elif part == "script_times":
+        print(json.dumps(script_times(*arguments)))
     else:
-        print(json.dumps(training_rates(*arguments)))
+        print(json.dumps(training_rates(*arguments[:3], int(arguments[3]))))

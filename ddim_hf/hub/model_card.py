@@ -94,6 +94,27 @@ from diffusers import DDIMPipeline
 pipeline = DDIMPipeline.from_pretrained("{address}")
 image = pipeline(num_inference_steps=50).images[0]
 ```"""
+LOAD_CLASSES = """```python
+from ddim_hf import DDIMCustomPipeline
+
+pipeline = DDIMCustomPipeline.from_pretrained("{address}")
+images = pipeline(class_labels=[{name}] * 4, guidance_scale=1.5, num_inference_steps=50).images
+```
+
+With diffusers alone, whose pipeline passes no labels on and so raises "class_labels should be provided when doing class
+conditioning", the network is given them beforehand:
+
+```python
+from functools import partial
+
+import torch
+from diffusers import DDIMPipeline
+
+pipeline = DDIMPipeline.from_pretrained("{address}")
+pipeline.unet.forward = partial(pipeline.unet.forward, class_labels=torch.tensor([0] * 4))
+images = pipeline(batch_size=4, num_inference_steps=50).images
+```"""
+NAMED = 100  # classes that the card names one by one
 
 CITATION = """```bibtex
 @inproceedings{song2021denoising,
@@ -230,16 +251,18 @@ def _metric_name(row: dict) -> str:
 
 def _body(folder: Path, repo_id: str | None, config: dict, scheduler: dict, rows: list[dict]) -> str:
     unet = _recorded(folder / "unet/config.json")
+    names = _class_names(folder, unet)
     picture = "![Samples](samples.png)\n\n" if (folder / "samples.png").is_file() else ""
     title = (repo_id or folder.resolve().name).split("/")[-1]
     sections = {
-        f"# {title}": picture + _introduction(unet),
-        "## Load it": LOAD.format(address=_address(folder, repo_id)) + _ignored_by_diffusers(scheduler),
+        f"# {title}": picture + _introduction(unet, names),
+        "## Load it": _load(_address(folder, repo_id), names) + _ignored_by_diffusers(scheduler),
+        "## Classes": _classes(names),
         "## Results": _results(rows),
         "## Network": _network(folder, unet),
         "## Noise schedule": _settings({key: scheduler[key] for key in SCHEDULE if key in scheduler}),
         "## Training": _training(config),
-        "## Limits": _limits(unet, rows),
+        "## Limits": _limits(unet, names, rows),
         "## How to reproduce": _reproduce(config),
         "## Citation": CITATION,
     }
@@ -252,10 +275,34 @@ def _address(folder: Path, repo_id: str | None) -> str:
     return repo_id or (folder.relative_to(here).as_posix() if here in folder.parents else ".")
 
 
-def _introduction(unet: dict) -> str:
-    of_size = _size(unet)
+def _class_names(folder: Path, unet: dict) -> list[str]:
+    """The names of the classes, in order, without the null class; numbers where there are none."""
+    names = _recorded(folder / "model_index.json").get("id2label") or {}
+    return [names.get(str(number), str(number)) for number in range((unet.get("num_class_embeds") or 1) - 1)]
+
+
+def _load(address: str, names: list[str]) -> str:
+    if not names:
+        return LOAD.format(address=address)
+    return LOAD_CLASSES.format(address=address, name=repr(names[0]))
+
+
+def _classes(names: list[str]) -> str:
+    if not names:
+        return ""
+    named = [f"{number} {_cell(name)}" if name != str(number) else name for number, name in enumerate(names[:NAMED])]
+    more = "" if len(names) <= NAMED else f" and {len(names) - NAMED:,} more, which `pipeline.id2label` names"
     return (
-        f"A diffusion model that makes images{f' of {of_size}' if of_size else ''} from noise alone, sampled with "
+        f"{', '.join(named)}{more}.\n\n`class_labels` takes names or numbers. None is the null class, {len(names)}: "
+        "an image of any class. Above 1, `guidance_scale` makes images more typical of their class, and less diverse."
+    )
+
+
+def _introduction(unet: dict, names: list[str]) -> str:
+    size = _size(unet)
+    of_size, of_classes = (f" of {size}" if size else ""), (f", of {len(names):,} classes," if names else "")
+    return (
+        f"A diffusion model that makes images{of_size}{of_classes} from noise alone, sampled with "
         "Denoising Diffusion Implicit Models ([Song, Meng, Ermon 2020](https://arxiv.org/abs/2010.02502))."
     )
 
@@ -339,8 +386,9 @@ def _before(config: dict) -> str:
     return said
 
 
-def _limits(unet: dict, rows: list[dict]) -> str:
-    limits = ["It takes no prompt and no class: it draws from what it was trained on, with that data's biases."]
+def _limits(unet: dict, names: list[str], rows: list[dict]) -> str:
+    asked = "prompt, only a class" if names else "prompt and no class"
+    limits = [f"It takes no {asked}: it draws from what it was trained on, with that data's biases."]
     if size := _size(unet):
         limits.append(f"It was trained for images of {size}; other sizes are outside what it has seen.")
     distances = [row for row in rows if row["metric"] in DISTANCES]

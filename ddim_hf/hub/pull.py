@@ -123,13 +123,13 @@ def _scheduler(file: Path):
 
 
 def _check_configs(name: str, folder: Path):
-    """Raise for a folder or repo whose configs are not those of an unconditional model."""
+    """Raise for a folder or repo whose configs are not those of a model that can be loaded."""
     unet = _first(folder, UNETS)
     if unet is None:
         raise FileNotFoundError(f"{name} has no UNet: neither unet/config.json nor config.json is there")
     kind = read_json(unet).get("_class_name")
     if kind != "UNet2DModel":
-        raise ValueError(f"{name} holds a {kind}: only unconditional models (UNet2DModel) can be loaded")
+        raise ValueError(f"{name} holds a {kind}: only models of a UNet2DModel can be loaded")
     if _first(folder, SCHEDULERS) is None:
         raise FileNotFoundError(f"{name} has a UNet but no scheduler_config.json: its noise schedule is unknown")
 

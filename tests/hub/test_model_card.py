@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import tiny_unet
+from diffusers import DDIMPipeline
 from hub_models import WRITER
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
 from ddim_hf.hub import model_card, push_to_hub, write_model_card
 from ddim_hf.hub.model_card import BEGIN
 
@@ -279,3 +282,27 @@ def test_a_card_written_before_the_repository_had_a_name(run):
     text = model_card(run, repo_id="org/tiny")
     assert names(text) == ["org/tiny"]
     assert text.count("The images are JPEGs.") == 1
+
+
+def test_card_names_the_classes(tmp_path, monkeypatch):
+    """The card of a model with classes names them and shows two calls, ours and stock's, which run as they stand."""
+    names = {0: "it's a dog", 1: "sea|cat", 2: "bird"}
+    DDIMCustomPipeline(tiny_unet(num_class_embeds=4), DDIMSchedulerCustom(), names).save_pretrained(tmp_path / "model")
+    card = model_card(tmp_path / "model")
+    assert "0 it's a dog, 1 sea\\|cat, 2 bird.\n" in card and "of 3 classes" in card
+    assert "None is the null class, 3" in card and "It takes no prompt, only a class" in card
+    monkeypatch.chdir(tmp_path)
+    card = model_card(tmp_path / "model")
+    for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        made = {}
+        exec(block.replace("=50", "=2"), made)
+        assert len(made["images"]) == 4
+    stock = DDIMPipeline.from_pretrained("model")
+    with pytest.raises(ValueError) as raised:  # as the card says
+        stock(num_inference_steps=1)
+    assert str(raised.value) in " ".join(card.split())
+
+    DDIMCustomPipeline(tiny_unet(num_class_embeds=102), DDIMSchedulerCustom()).save_pretrained(tmp_path / "many")
+    assert "98, 99 and 1 more, which `pipeline.id2label` names." in model_card(tmp_path / "many")
+    DDIMCustomPipeline(tiny_unet(), DDIMSchedulerCustom()).save_pretrained(tmp_path / "none")
+    assert "lasses" not in model_card(tmp_path / "none")

@@ -2,8 +2,8 @@
 
 A command runs as it is printed, but small and offline:
 
-* in a folder (`house`) where outputs/demo and models/ddim-cifar10-64 are tiny models of 8x8 images, and path/to/images
-  holds a few generated pictures; the Hub is the tests' own;
+* in a folder (`house`) where outputs/demo, outputs/animals and models/ddim-cifar10-64 are tiny models of 8x8 images,
+  and path/to/images holds a few generated pictures; the Hub is the tests' own;
 * with SMALL's flags after the printed ones, so that they win;
 * in this process: what `accelerate launch` would start once is run once.
 
@@ -175,6 +175,9 @@ def template(tmp_path_factory):
     )
     colour.conv_out.weight.data *= 0.1  # nearer to a trained network, whose exact encoding converges
     DDIMCustomPipeline(colour, DDIMSchedulerCustom()).save_pretrained(folder / "models/ddim-cifar10-64")
+    animals = build_unet("digits", block_out_channels=(8, 8), norm_num_groups=4, num_class_embeds=4)
+    names = {0: "cat", 1: "dog", 2: "horse"}
+    DDIMCustomPipeline(animals, DDIMSchedulerCustom(), names).save_pretrained(folder / "outputs/animals")
     save_features(folder / "features.pt", 64)
     os.symlink(ROOT / "examples", folder / "examples")
     pictures = folder / "path/to/images"

@@ -1,11 +1,13 @@
 """Classes and guidance: the pipeline beside loops written out by hand, on a tiny network of the real class."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_unet
+from diffusers import DDIMPipeline
 from hub_models import WRITER, one_line
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, build_unet, guidance, slerp
@@ -409,3 +411,16 @@ def test_predict_takes_classes_and_guidance(pipe):
     assert torch.equal(pipe.predict(x, t, class_labels=["cat", "dog"]), towards)
     with pytest.raises(ValueError, match="guidance_interval is given with 2 timesteps; allowed: one for all images"):
         pipe.predict(x, t, class_labels=0, guidance_scale=2, guidance_interval=(0, 500))
+
+
+def test_stock_loads_the_folder_and_has_a_way_to_labels(pipe, tmp_path):
+    """Stock's DDIMPipeline loads what is saved, can pass no labels, and given them beforehand makes our images."""
+    pipe.save_pretrained(tmp_path)
+    stock = quiet(DDIMPipeline.from_pretrained(tmp_path))
+    with pytest.raises(ValueError, match="class_labels should be provided when doing class conditioning"):
+        stock(num_inference_steps=1)
+    stock.unet.forward = partial(stock.unet.forward, class_labels=torch.tensor([2, 0]))
+    run = dict(num_inference_steps=STEPS, output_type="np")
+    theirs = stock(2, generator=torch.Generator().manual_seed(0), **run).images
+    ours = pipe(2, generator=torch.Generator().manual_seed(0), class_labels=[2, "cat"], **run).images
+    assert np.abs(theirs - ours).max() < 1e-4

@@ -101,7 +101,7 @@ pipeline = DDIMCustomPipeline.from_pretrained("{address}")
 images = pipeline(class_labels=[{name}] * 4, guidance_scale=1.5, num_inference_steps=50).images
 ```
 
-With diffusers alone, whose pipeline passes no labels on and so raises "class_labels should be provided when doing class
+With diffusers alone, whose pipeline passes no labels on and raises "class_labels should be provided when doing class
 conditioning", the network is given them beforehand:
 
 ```python

@@ -17,6 +17,7 @@ import math
 import operator
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ def check_names(id2label: dict[int | str, str], unet: UNet2DModel) -> dict[int, 
 
     Raises ValueError for names that are not those of the network's classes 0 to K - 1.
     """
+    if not isinstance(id2label, dict):
+        raise ValueError(f"id2label is a {type(id2label).__name__}; allowed: a dict of names by class, or None")
     classes = number_of_classes(unet)
     if classes is None:
         raise ValueError(f"id2label names {len(id2label)} classes, but the network has none; allowed: None")
@@ -164,7 +167,8 @@ def make_condition(
 
     Raises ValueError, in one line, for what has no meaning: see `DDIMCustomPipeline.__call__`.
     """
-    if not (isinstance(guidance_scale, int | float) and 0 <= guidance_scale < math.inf):
+    number = isinstance(guidance_scale, Real) and not isinstance(guidance_scale, bool)
+    if not (number and 0 <= guidance_scale < math.inf):
         raise ValueError(f"guidance_scale is {guidance_scale!r}; allowed: numbers from 0; 1 is no guidance")
     unused = {"guidance_interval": guidance_interval, "guide": guide}
     unused = [name for name, value in unused.items() if value is not None]
@@ -193,7 +197,7 @@ def count_images(batch_size: int, class_labels: Any) -> int:
 def check_interval(interval: Sequence[float]) -> tuple[float, float]:
     """Return (t_low, t_high); ValueError for anything but two timesteps in this order."""
     try:
-        low, high = map(float, interval)
+        low, high = map(float, () if isinstance(interval, str) else interval)
     except (TypeError, ValueError):
         low, high = 1.0, 0.0
     if not 0 <= low <= high < math.inf:

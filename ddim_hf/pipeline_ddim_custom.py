@@ -51,7 +51,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
         scheduler: any of diffusers' schedulers that has betas; `DDIMSchedulerCustom` takes its place, with the same
             betas and prediction type. To sample with another scheduler, assign it to `pipe.scheduler` afterwards.
         id2label: the names of a class-conditional network's classes 0 to K - 1, such as {0: "cat", 1: "dog"}; by
-            default their numbers. The network has num_class_embeds = K + 1: index K is the null class.
+            default their numbers. The network has num_class_embeds = K + 1: index K is the null class. Keys can be
+            strings of numbers, as JSON has them.
 
     Raises:
         ValueError: the scheduler's process has no betas (flow matching, EDM and the like), or id2label names other
@@ -63,12 +64,14 @@ class DDIMCustomPipeline(DiffusionPipeline):
     commit: str | None = None  # of the Hub's repository that it was loaded from
     _hashed: tuple[Any, str] | None = None  # the network's weights_mark, and the weights_hash that belongs to it
 
-    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict[int, str] | None = None):
+    def __init__(
+        self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict[int, str] | dict[str, str] | None = None
+    ):
         super().__init__()
         if not isinstance(scheduler, DDIMSchedulerCustom):
             scheduler = DDIMSchedulerCustom.from_scheduler(scheduler)
         self.register_modules(unet=unet, scheduler=scheduler)
-        if id2label is not None:  # else it would stand as null in every model's index
+        if id2label:  # else it would stand as null in every model's index
             self.register_to_config(id2label=check_names(id2label, unet))
 
     # Classes
@@ -830,6 +833,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
                 "the weights are saved as pickles, which from_pretrained loads only with use_safetensors=False",
                 stacklevel=2,
             )
+        if self.config.get("id2label"):
+            self.register_to_config(id2label=self.id2label)  # of the network that is there now
         to_hub = ("repo_id", "commit_message", "private", "token", "create_pr")
         push = {key: kwargs.pop(key) for key in to_hub if key in kwargs}
         super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size, **kwargs)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_unet
-from diffusers import DDIMPipeline
+from diffusers import DDIMPipeline, EulerDiscreteScheduler
+from diffusers.utils import logging
 from hub_models import WRITER, one_line
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, build_unet, guidance, slerp
@@ -109,6 +110,8 @@ def test_names_are_checked():
     for names in ({0: "cat"}, {**NAMES, 3: "null"}, {"a": "cat", "b": "dog", "c": "bird"}):
         with pytest.raises(ValueError, match="allowed here: 0 to 2, without the null class"):
             DDIMCustomPipeline(unet, DDIMSchedulerCustom(), names)
+    with pytest.raises(ValueError, match="id2label is a list; allowed: a dict of names by class, or None"):
+        DDIMCustomPipeline(unet, DDIMSchedulerCustom(), ["cat", "dog", "bird"])
     plain = tiny_unet()
     assert DDIMCustomPipeline(plain, DDIMSchedulerCustom()).id2label == {}
     with pytest.raises(ValueError, match="id2label names 3 classes, but the network has none"):
@@ -117,16 +120,25 @@ def test_names_are_checked():
         DDIMCustomPipeline(plain, DDIMSchedulerCustom()).class_ids("cat", 1)
 
 
-def test_names_are_saved_and_loaded(pipe, tmp_path):
-    """A folder's model_index.json holds the names; from_pretrained gives them back with ints as keys, or has none."""
+def test_names_are_saved_and_loaded(pipe, tmp_path, caplog):
+    """A folder's model_index.json holds the names; from_pretrained gives them back with ints as keys, or has none.
+
+    They are those of the network that is saved, whatever the pipeline began with.
+    """
+    logging.enable_propagation()  # diffusers' warnings
     pipe.save_pretrained(tmp_path / "named")
     assert json.loads((tmp_path / "named" / "model_index.json").read_text())["id2label"]["1"] == "dog"
     back = DDIMCustomPipeline.from_pretrained(tmp_path / "named")
-    assert back.id2label == NAMES and back.class_ids("dog", 1).tolist() == [1]
+    logging.disable_propagation()
+    assert back.id2label == NAMES and back.class_ids("dog", 1).tolist() == [1] and not caplog.records
     assert DDIMCustomPipeline.from_pipe(back).id2label == NAMES
     DDIMCustomPipeline(tiny_unet(), pipe.scheduler).save_pretrained(tmp_path / "plain")
     assert "id2label" not in (tmp_path / "plain" / "model_index.json").read_text()
     assert DDIMCustomPipeline.from_pretrained(tmp_path / "plain").id2label == {}
+    for unet, names in ((tiny_unet(num_class_embeds=5), {**NAMES, 3: "3"}), (tiny_unet(), {})):
+        back.unet = unet
+        back.save_pretrained(tmp_path / "other")
+        assert DDIMCustomPipeline.from_pretrained(tmp_path / "other").id2label == names
 
 
 def test_names_go_to_the_hub_and_back(pipe, hub):
@@ -281,6 +293,20 @@ def test_guided_by_itself_is_the_conditional_model(pipe):
     assert apart(sample(pipe, noise(2), class_labels=[0, 1], guidance_scale=3, guide=pipe), plain) < 1e-4
 
 
+def test_assigned_schedulers_are_guided(pipe):
+    """With another scheduler, which scales what the network sees, guidance and its interval are the formula's too."""
+    euler = quiet(DDIMCustomPipeline(pipe.unet, pipe.scheduler, NAMES))
+    euler.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    got = sample(euler, noise(2), class_labels=["cat", 1], guidance_scale=2, guidance_interval=(200, 700))
+    scheduler, predict = EulerDiscreteScheduler(), guided_by_hand((0, 1), 2, interval=(200, 700))
+    scheduler.set_timesteps(STEPS)
+    x = noise(2) * scheduler.init_noise_sigma
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(predict(pipe.unet, scheduler.scale_model_input(x, t), t), t, x).prev_sample
+    assert apart(got, x) < 1e-4
+
+
 # What has no meaning
 
 
@@ -294,6 +320,8 @@ def test_guided_by_itself_is_the_conditional_model(pipe):
         (dict(class_labels=0, guidance_interval=(1, 2)), "guidance_interval is given, but guidance_scale is 1"),
         (dict(class_labels=0, guidance_scale=2, guidance_interval=(9, 8)), r"is \(9, 8\); allowed: two timesteps"),
         (dict(class_labels=0, guidance_scale=2, guidance_interval=5), "is 5; allowed: two timesteps"),
+        (dict(class_labels=0, guidance_scale=2, guidance_interval="12"), "is '12'; allowed: two timesteps"),
+        (dict(class_labels=0, guidance_scale=True), "guidance_scale is True; allowed: numbers from 0"),
         (dict(class_labels=0, guidance_scale=2, guidance_interval=(1, 2, 3)), "allowed: two timesteps"),
         (dict(class_labels=0, guide=tiny_unet()), "guide is given, but guidance_scale is 1"),
         (dict(guidance_scale=2, guide="outputs/old"), "guide is of str; allowed: DDIMCustomPipeline or UNet2DModel"),

@@ -11,7 +11,7 @@ from ..data import ImageSet
 ON_DEVICE_BYTES = 8 * 2**30  # a set up to this size is moved to the GPU whole
 AHEAD = 3  # batches read in advance
 
-ORDER, DRAWS, DROPOUT, VALIDATION = range(4)  # independent streams of random numbers
+ORDER, DRAWS, DROPOUT, VALIDATION, LABELS = range(5)  # independent streams of random numbers
 
 
 def seed_for(*key: int) -> int:
@@ -49,7 +49,8 @@ class BatchOrder:
 
 
 class BatchReader:
-    """One process's share of each step's images, read ahead by a thread; on a GPU small sets lie in its memory.
+    """One process's share of each step's images and labels, read ahead by a thread; on a GPU small sets lie in its
+    memory.
 
     Args:
         images: the data set.
@@ -67,21 +68,28 @@ class BatchReader:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._ahead: deque[Future] = deque()
 
-    def _read(self, step: int) -> torch.Tensor:
+    def _read(self, step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         indices = self.order.indices(step)[self.share]
         batch = torch.from_numpy(indices) if self.resident is not None else self.images[indices]
-        return batch.pin_memory() if self.device.type == "cuda" else batch
+        labels = None if self.images.labels is None else torch.from_numpy(self.images.labels[indices])
+        if self.device.type == "cuda":
+            return batch.pin_memory(), labels if labels is None else labels.pin_memory()
+        return batch, labels
 
-    def take(self, step: int) -> torch.Tensor:
-        """Return a step's images, uint8 [share, C, H, W] on the device, without waiting for the device.
+    def take(self, step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return a step's images, uint8 [share, C, H, W], and labels, int64 [share], None of images that have none.
+
+        Both are on the device, which is not waited for.
 
         From the first step that is asked for on, each has to be the one after the last.
         """
         # Steps from `step` on wait in the queue in their order; it is filled up before the first is taken out.
         for later in range(step + len(self._ahead), min(step + AHEAD, self.stop)):
             self._ahead.append(self._pool.submit(self._read, later))
-        batch = self._ahead.popleft().result().to(self.device, non_blocking=True)
-        return batch if self.resident is None else self.resident[batch]
+        batch, labels = self._ahead.popleft().result()
+        batch = batch.to(self.device, non_blocking=True)
+        labels = labels if labels is None else labels.to(self.device, non_blocking=True)
+        return batch if self.resident is None else self.resident[batch], labels
 
     def close(self):
         """Stop reading ahead."""
@@ -103,6 +111,15 @@ def draw_step(
     timesteps = torch.randint(num_train_timesteps, (shape[0],), generator=generator, device=device)
     noise = torch.randn(shape, generator=generator, device=device)
     return flips, timesteps, noise
+
+
+def draw_hidden(seed: int, step: int, batch_size: int, rate: float, device: torch.device) -> torch.Tensor:
+    """Return whose labels a step hides, bool [B] for the whole global batch: each with probability `rate`.
+
+    The network takes the null class there, so that it learns both terms of guidance (Ho and Salimans 2022, alg. 1).
+    """
+    generator = torch.Generator(device).manual_seed(seed_for(seed, LABELS, step))
+    return torch.rand(batch_size, generator=generator, device=device) < rate
 
 
 def to_states(images: torch.Tensor, flips: torch.Tensor | None) -> torch.Tensor:

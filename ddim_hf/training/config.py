@@ -66,7 +66,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 # what they lead to is compared itself (images, network, noise schedule).
 FREE_ON_RESUME = frozenset(
     "output_dir max_train_steps num_train_epochs cache_dir refresh_cache dataset_name dataset_config_name "
-    "dataset_revision image_column gradient_accumulation_steps compile logger logging_steps "
+    "dataset_revision image_column class_conditional label_column gradient_accumulation_steps compile logger "
+    "logging_steps "
     "checkpointing_steps checkpoints_total_limit resume_from_checkpoint samplers feature_extractor inception_weights "
     "eval_batch_size validation_split validation_steps validation_images dry_run push_to_hub hub_model_id "
     "hub_private hub_license recipe network block_out_channels layers_per_block attention_levels "
@@ -128,6 +129,9 @@ class TrainingConfig:
     dataset_revision: str | None = setting("branch, tag or commit of a dataset on the Hub")
     split: str = setting("split to train on", "train")
     image_column: str | None = setting("the column that holds the images; found by its type if not given")
+    class_conditional: bool = setting("train with the images' labels: a class for each, and the null class", False)
+    label_column: str | None = setting("the column that holds the labels; found by its name or type if not given")
+    label_dropout: float | None = setting("hide a label with this probability, in [0, 1); 0.1 if not given")
     cache_dir: str | None = setting("where decoded images are kept")
     refresh_cache: bool = setting("read and decode all images again, whatever is kept of them", False)
     skip_broken: bool = setting("leave out images that cannot be decoded instead of stopping", False)
@@ -203,6 +207,8 @@ class TrainingConfig:
             defaults["network"] = self.recipe
         if self.validation_split != "none":
             defaults |= dict(validation_steps=1000, validation_images=1024)
+        if self.class_conditional:
+            defaults["label_dropout"] = 0.1
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -233,6 +239,8 @@ class TrainingConfig:
             raise ValueError(f"seed is {self.seed}; allowed: whole numbers from 0 below 2^63")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; allowed: numbers from 0 below 1")
+        if self.label_dropout is not None and not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout is {self.label_dropout}; allowed: numbers from 0 below 1")
         if self.snr_gamma is not None and not self.snr_gamma > 0:
             raise ValueError(f"snr_gamma is {self.snr_gamma}; allowed: numbers above 0")
         for name in ("lr_warmup_steps", "weight_decay", "seed"):
@@ -269,6 +277,8 @@ class TrainingConfig:
             "validation_steps": (self.validation_split == "none", "no validation_split"),
             "validation_images": (self.validation_split == "none", "no validation_split"),
             "inception_weights": (extractor != "inception", f"feature_extractor {extractor}"),
+            "label_column": (not self.class_conditional, "no class_conditional"),
+            "label_dropout": (not self.class_conditional, "no class_conditional"),
             "hub_private": (not self.push_to_hub, "no push_to_hub"),
         }
         for name, (is_void, other) in void.items():

@@ -89,7 +89,9 @@ def plot_loss(folder: Path, picture: Path):
 
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
-    for key, label in (("loss", "training"), ("validation_loss", "held-out images, averaged weights")):
+    labels = {"loss": "training", "validation_loss": "held-out images, averaged weights"}
+    labels["validation_loss_null"] = "the same without their labels"
+    for key, label in labels.items():
         points = [(line["step"], line[key]) for line in read_log(folder) if key in line]
         if points:
             axes.plot(*zip(*points, strict=True), marker="." if len(points) < 10 else None, label=label)

@@ -9,6 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .classes import null_labels
+
 AUTOCAST = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -54,7 +56,7 @@ def step_memory(
         with _LiveBytes() as live:
             x_t, noise, timesteps = torch.zeros(shape), torch.zeros(shape), torch.zeros(batch_size, dtype=torch.int64)
             with torch.autocast("cpu", AUTOCAST[mixed_precision], enabled=mixed_precision != "no"):
-                prediction = network(x_t, timesteps).sample
+                prediction = network(x_t, timesteps, null_labels(network, batch_size)).sample
             (prediction.float() - noise).square().mean().backward()
     buckets = weights if num_processes > 1 else 0
     return StepMemory(lasting=weights * (3 + num_averages) + buckets, passing=live.peak)

@@ -9,6 +9,7 @@ import torch
 from diffusers import UNet2DModel
 
 from ..unet import UNET_CONFIGS, block_types
+from .classes import null_labels
 from .config import TrainingConfig
 
 
@@ -70,6 +71,10 @@ def _check(config: TrainingConfig, layout: dict[str, Any]):
             f"network {config.network} has in_channels and out_channels {channels}; allowed: both 1 or both 3"
         )
     factor = 2 ** (len(layout.get("block_out_channels", range(4))) - 1)
+    if layout.get("class_embed_type") is not None:
+        raise ValueError(f"network {config.network} has class_embed_type {layout['class_embed_type']}; allowed: null")
+    if layout.get("num_class_embeds") is not None and not config.class_conditional:
+        raise ValueError(f"network {config.network} has num_class_embeds; allowed: null, or with class_conditional")
     if size % factor:
         raise ValueError(f"resolution is {size}; allowed with {config.network}: multiples of {factor}")
     groups = layout.get("norm_num_groups", 32)
@@ -80,7 +85,9 @@ def _check(config: TrainingConfig, layout: dict[str, Any]):
         )
     try:
         with torch.device("meta"):
-            shape = UNet2DModel(**layout)(torch.zeros(1, channels[0], size, size), torch.zeros(1)).sample.shape
+            unet = UNet2DModel(**layout)
+            x_t = torch.zeros(1, channels[0], size, size)
+            shape = unet(x_t, torch.zeros(1), null_labels(unet, 1)).sample.shape
     except Exception as error:  # of whatever layer does not fit
         reason = " ".join(str(error).split())
         raise ValueError(f"network {config.network} does not work at {size} x {size} pixels: {reason}") from error

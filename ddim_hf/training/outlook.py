@@ -1,17 +1,19 @@
 """What a run says before its first step: what it understood, what does not fit, and how long it will take."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psutil
 import torch
 from diffusers import UNet2DModel
 
 from ..data import ImageDescription
+from .classes import null_labels
 from .config import TrainingConfig
 from .memory import AUTOCAST, step_memory
 
 MOST_EPOCHS = 2_000  # of one's own images: beyond, a network has learnt them by heart
+SHOWN = 10  # classes in a line
 TRANSPARENT = {"RGBA", "LA", "PA", "La", "RGBa"}
 
 
@@ -21,12 +23,22 @@ def summarize(config: TrainingConfig, unet: UNet2DModel, images: ImageDescriptio
     words = ["an unknown number of images" if count is None else f"{count:,} images"]
     words += ["RGB" if unet.config.in_channels == 3 else "grey", f"{size} x {size}{_source_size(config, images)}"]
     parts = [", ".join(words)]
-    if images.num_folders > 1:
-        parts.append(f"{images.num_folders} class folders seen, trained as one set")
+    if config.class_conditional:
+        parts.append(_classes(images.label_names))
+    elif images.num_folders > 1:
+        parts.append(
+            f"{images.num_folders} class folders seen, trained as one set (--class_conditional tells them apart)"
+        )
     name = config.network or config.pretrained
     parts.append(f"network {name} of {unet.num_parameters():,} parameters")
     parts.append(_steps(config, count))
     return ["; ".join(parts), *_changes(config, unet, images), *_misfits(config, count)]
+
+
+def _classes(names: Sequence[str] | None) -> str:
+    if names is None:
+        return "classes by labels that are not here yet"
+    return f"{len(names)} classes: {', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)}"
 
 
 def _source_size(config: TrainingConfig, images: ImageDescription) -> str:
@@ -109,7 +121,7 @@ def estimate_time(config: TrainingConfig, unet: UNet2DModel, device: torch.devic
         x_t, timesteps = torch.zeros(shape, device=device), torch.zeros(count, dtype=torch.int64, device=device)
         began = time.perf_counter()
         with torch.autocast(device.type, AUTOCAST[precision], enabled=precision != "no"):
-            loss = network(x_t, timesteps).sample.float().square().mean()
+            loss = network(x_t, timesteps, null_labels(network, count)).sample.float().square().mean()
         loss.backward()
         loss.item()
         if device.type != "cpu":

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 from accelerate import Accelerator
 
+from .classes import with_classes
 from .config import TrainingConfig
 from .memory import step_memory
 from .outlook import estimate_time, summarize
@@ -19,9 +20,11 @@ def describe_plan(config: TrainingConfig, accelerator: Accelerator) -> str:
     Raises:
         ValueError, OSError: what the run itself would say of its settings, its network or its images.
     """
-    unet, scheduler = describe_model(config)
+    unet, scheduler, names = describe_model(config)
     check_samplers(config, scheduler)
     images = describe_split(config, config.split, unet.config.in_channels)
+    if config.class_conditional and images.label_names:
+        unet, _ = with_classes(unet, images.label_names, names)
     if config.validation_split != "none":
         describe_split(config, config.validation_split, unet.config.in_channels)
 

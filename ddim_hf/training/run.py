@@ -1,14 +1,15 @@
 """train(config): DDPM's objective (Ho et al. 2020; the DDIM paper's L_1, eq. 5) under accelerate.
 
-Order, flips, timesteps and noise of a step are functions of (seed, step, position in the global batch), so a run is
-the same on one process or many, and a resumed run continues exactly. Dropout masks are functions of (seed, step,
-process).
+Order, flips, timesteps, noise and hidden labels of a step are functions of (seed, step, position in the global batch),
+so a run is the same on one process or many, and a resumed run continues exactly. Dropout masks are functions of (seed,
+step, process).
 """
 
 import json
 import math
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from ..loss import Objective
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import on_main
 from ..provenance import command, describe_run
-from .batches import DROPOUT, BatchOrder, BatchReader, draw_step, seed_for, to_states
+from .batches import DROPOUT, BatchOrder, BatchReader, draw_hidden, draw_step, seed_for, to_states
 from .checkpoints import TrainingState, find_checkpoint, lay_out_moments, list_checkpoints, set_aside_newer
+from .classes import check_labels, null_labels, with_classes
 from .computation import Computation, place
 from .config import TrainingConfig
 from .ema import Averages
@@ -100,15 +102,21 @@ class TrainingRun:
         self.lock = None  # on the folder, from `resume` on
 
         # The network and what it is trained on
-        self.unet, self.scheduler = build_model(config)
+        self.unet, self.scheduler, before = build_model(config)
         check_samplers(config, self.scheduler)
         channels = self.unet.config.in_channels
         self.images, described = load_split(config, config.split, channels, self.accelerator)
-        self.accelerator.print(*summarize(config, self.unet, described), sep="\n", flush=True)
+        names, changes = self.images.label_names, []
+        if config.class_conditional:
+            check_labels(self.images)
+            self.unet, changes = with_classes(self.unet, names, before)
+        self.accelerator.print(*summarize(config, self.unet, described), *changes, sep="\n", flush=True)
         self.config = config = replace(config, max_train_steps=config.steps_for(len(self.images)))
-        self.held_out = None
+        self.held_out = self.held_out_labels = None
         if config.validation_split != "none":
             self.held_out, _ = load_split(config, config.validation_split, channels, self.accelerator)
+            if config.class_conditional:
+                self.held_out_labels = self.held_out.labels_as(names, f"the labels of split {config.split}")
         share = config.batch_size // self.accelerator.num_processes
         first = share * self.accelerator.process_index
         self.share = slice(first, first + share)  # of each step's batch, this process's part
@@ -132,7 +140,7 @@ class TrainingRun:
         self.objective = Objective(self.scheduler, config.snr_gamma, config.loss_weighting)
 
         # What a checkpoint holds
-        self.pipeline = DDIMCustomPipeline(self.unet, self.scheduler)
+        self.pipeline = DDIMCustomPipeline(self.unet, self.scheduler, dict(enumerate(names)) or None)
         self.pipeline.set_progress_bar_config(disable=True)
         self.state = TrainingState(
             self.pipeline,
@@ -201,6 +209,7 @@ class TrainingRun:
             "dataset_on_hub": is_on_hub(self.config.dataset_name),
             "dataset_fingerprint": self.images.fingerprint,
             "num_images": len(self.images),
+            "label_names": list(self.images.label_names) or None,
             "num_processes": self.accelerator.num_processes,
             "num_parameters": sum(parameter.numel() for parameter in self.unet.parameters()),
         }
@@ -297,18 +306,22 @@ class TrainingRun:
 
         # Images, and the random numbers of the global batch, of which this process uses its share
         with state.window.waiting_for_data():
-            batch = self.reader.take(state.step)
+            batch, labels = self.reader.take(state.step)
         shape = (config.batch_size, *batch.shape[1:])
         draws = draw_step(config.seed, state.step, shape, len(self.scheduler), self.device)
         flips, timesteps, noise = (values[self.share] for values in draws)
+        if labels is not None:
+            hidden = draw_hidden(config.seed, state.step, config.batch_size, config.label_dropout, self.device)
+            labels = torch.where(hidden[self.share], null_labels(self.unet, len(labels)), labels)
         torch.manual_seed(seed_for(config.seed, DROPOUT, state.step, self.accelerator.process_index))
         x0 = to_states(batch, flips if config.random_flip else None)
 
         # Forward and backward in passes; gradients are averaged over the processes in the last one
         parts = [values.chunk(passes) for values in (x0, timesteps, noise)]
-        for number, (images, t, eps) in enumerate(zip(*parts, strict=True), start=1):
+        parts.append([None] * passes if labels is None else labels.chunk(passes))
+        for number, (images, t, eps, classes) in enumerate(zip(*parts, strict=True), start=1):
             with nullcontext() if number == passes else self.accelerator.no_sync(self.model):
-                loss = self.objective(self.predict, images, t, eps) / passes
+                loss = self.objective(partial(self.predict, labels=classes), images, t, eps) / passes
                 self.accelerator.backward(loss)
             state.window.loss += loss.detach()
 
@@ -322,9 +335,11 @@ class TrainingRun:
         state.step += 1
         state.window.steps += 1
 
-    def predict(self, x_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """What the network, as it is trained, predicts."""
-        return self.model(x_t.to(memory_format=self.computation.memory_format), timesteps, return_dict=False)[0]
+    def predict(self, x_t: torch.Tensor, timesteps: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """What the network, as it is trained, predicts; without labels, for the null class where it has classes."""
+        labels = null_labels(self.unet, len(x_t)) if labels is None else labels
+        x_t = x_t.to(memory_format=self.computation.memory_format)
+        return self.model(x_t, timesteps, labels, return_dict=False)[0]
 
     def log(self) -> str:
         """Log what the window holds and begin another; return it in words."""
@@ -365,11 +380,18 @@ class TrainingRun:
         )
 
     def validate(self):
-        """Log the loss on held-out images."""
+        """Log the loss on held-out images; with classes also that for the null class, without their labels."""
+        labels = {"validation_loss": self.held_out_labels}
+        if self.held_out_labels is not None:
+            labels["validation_loss_null"] = None
         with self.state.window.paused(), self.state.averages.applied():
-            loss = validation_loss(self.unet, self.objective, self.held_out, self.config, self.accelerator, self.stop)
-        if loss is not None:
-            self.write({"validation_loss": loss})
+            settings = (self.config, self.accelerator, self.stop)
+            losses = {
+                name: validation_loss(self.unet, self.objective, self.held_out, classes, *settings)
+                for name, classes in labels.items()
+            }
+        if None not in losses.values():
+            self.write(losses)
 
     def sample(self):
         """Run the samplers that are due."""

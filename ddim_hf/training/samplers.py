@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,17 @@ from .stopping import StopRequest
 GRID_IMAGES = 64
 
 
+def in_rows(images: list[Any], classes: int) -> tuple[list[Any], int | None]:
+    """Images of which number k is of class k % classes, in rows of a class each, and how many columns that makes.
+
+    Where there are no classes, or a row would hold one image, they stay as they are, with None.
+    """
+    columns = len(images) // classes if classes else 0
+    if columns < 2:
+        return images, None
+    return [images[number + classes * place] for number in range(classes) for place in range(columns)], columns
+
+
 class _Interrupted(Exception):
     """The run was asked to stop amid a batch of samples."""
 
@@ -35,7 +47,8 @@ class Samplers:
 
     Args:
         config: their settings, and where features come from.
-        accelerator: the images are divided among its processes, image k from seed k on whichever makes it.
+        accelerator: the images are divided among its processes, image k from seed k on whichever makes it, of
+            class k % K where the network has K classes.
         reference: the images that the distance is taken to.
         stop: asked between batches; a sampler that it interrupts stays in `pending`, to be run anew.
 
@@ -56,7 +69,8 @@ class Samplers:
             self.extractor = load_feature_extractor(named, config.inception_weights, device=accelerator.device)
             # The first process computes them and keeps them in the cache, where the others find them.
             with accelerator.main_process_first():
-                self.reference = reference_statistics(reference, self.extractor, cache_dir=config.cache_dir)
+                known = {"cache_dir": config.cache_dir}
+                self.reference = reference_statistics(reference.unlabelled(), self.extractor, **known)
 
     # In a checkpoint
 
@@ -99,7 +113,8 @@ class Samplers:
             values = {f"sampler-{sampler.name}/seconds": time.perf_counter() - began}
             if self.extractor is not None:
                 values |= self._judge(sampler, statistics, pipeline, step)
-            on_main(lambda sampler=sampler, grid=grid: self._save_grid(sampler, grid, step))
+            save = partial(self._save_grid, sampler, grid, step, classes=len(pipeline.id2label))
+            on_main(save)
             # Done once all is written: a stop before this runs the sampler anew from the checkpoint.
             self.pending.pop(0)
             yield values
@@ -144,6 +159,7 @@ class Samplers:
         try:
             output = pipeline(
                 len(seeds),
+                class_labels=pipeline.labels_in_turn("all" if pipeline.id2label else None, seeds),
                 eta=sampler.eta,
                 num_inference_steps=sampler.steps,
                 output_type="latent",
@@ -179,8 +195,8 @@ class Samplers:
         with whole_folder(self.folder / f"best-{sampler.name}") as beside:
             save_model(pipeline, beside)
 
-    def _save_grid(self, sampler: SamplerSettings, grid: list[torch.Tensor], step: int):
-        picture = image_grid(pixels_to_pil(torch.stack(grid)))
+    def _save_grid(self, sampler: SamplerSettings, grid: list[torch.Tensor], step: int, classes: int = 0):
+        picture = image_grid(*in_rows(pixels_to_pil(torch.stack(grid)), classes))
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
         with whole_file(self.folder / "samples" / f"step-{step:07d}-{sampler.name}.png") as beside:
             picture.save(beside)

@@ -86,46 +86,58 @@ def with_precision(config: TrainingConfig, accelerator: Accelerator) -> Training
     return config
 
 
-def build_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCustom]:
-    """Return the network, a new one whose weights follow from the seed or a pretrained one, and its noise schedule."""
+def build_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCustom, list[str] | None]:
+    """Return the network, a new one whose weights follow from the seed or a pretrained one; its noise schedule; and
+    the names of its classes, where it has such."""
     if config.pretrained is None:
         torch.manual_seed(config.seed)
-        return new_network(config), _schedule(config, {})
+        return new_network(config), _schedule(config, {}), None
     folder, others = Path(config.pretrained), ("model_index.json", "scheduler_config.json")
     if (folder / "config.json").is_file() and not any((folder / name).is_file() for name in others):
         # A network saved by itself
         pipeline = DDIMCustomPipeline(UNet2DModel.from_pretrained(config.pretrained), DDIMSchedulerCustom())
     else:
         pipeline = DDIMCustomPipeline.from_pretrained(config.pretrained)
-    _check_size(config, pipeline.unet)
+    _check_fit(config, pipeline.unet)
     unet = pipeline.unet
     if config.dropout not in (None, unet.config.dropout):
         unet = UNet2DModel.from_config(unet.config, dropout=config.dropout)
         unet.load_state_dict(pipeline.unet.state_dict())
-    return unet, _schedule(config, pipeline.scheduler.config)
+    return unet, _schedule(config, pipeline.scheduler.config), _names(pipeline.config)
 
 
-def describe_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCustom]:
+def describe_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCustom, list[str] | None]:
     """Return what `build_model` does, from the configs alone: the network has no weights (device "meta")."""
     if config.pretrained is None:
         with torch.device("meta"):
             unet = new_network(config)
-        return unet, _schedule(config, {})
+        return unet, _schedule(config, {}), None
     with tempfile.TemporaryDirectory() as scratch:  # in place of the Hub's cache
         try:
             layout = UNet2DModel.load_config(config.pretrained, subfolder="unet", cache_dir=scratch)
             schedule = DDIMSchedulerCustom.load_config(config.pretrained, subfolder="scheduler", cache_dir=scratch)
+            index = DDIMCustomPipeline.load_config(config.pretrained, cache_dir=scratch)
         except OSError:  # a network saved by itself
-            layout, schedule = UNet2DModel.load_config(config.pretrained, cache_dir=scratch), {}
+            layout, schedule, index = UNet2DModel.load_config(config.pretrained, cache_dir=scratch), {}, {}
     dropout = {} if config.dropout is None else {"dropout": config.dropout}
     with torch.device("meta"):
         unet = UNet2DModel.from_config(layout, **dropout)
-    _check_size(config, unet)
-    return unet, _schedule(config, schedule)
+    _check_fit(config, unet)
+    return unet, _schedule(config, schedule), _names(index)
 
 
-def _check_size(config: TrainingConfig, unet: UNet2DModel):
+def _names(index: Mapping[str, Any]) -> list[str] | None:
+    """The names of the classes that a model's index has, in order."""
+    names = index.get("id2label") or {}
+    return [names[key] for key in sorted(names, key=int)] or None
+
+
+def _check_fit(config: TrainingConfig, unet: UNet2DModel):
     size = unet.config.sample_size
+    if unet.config.class_embed_type is not None:
+        raise ValueError(f"{config.pretrained} has class_embed_type {unet.config.class_embed_type}; allowed: null")
+    if unet.config.num_class_embeds is not None and not config.class_conditional:
+        raise ValueError(f"{config.pretrained} is conditioned on classes; allowed: with class_conditional")
     if size != config.resolution:
         raise ValueError(f"resolution is {config.resolution}; allowed with {config.pretrained}: {size}")
 
@@ -153,7 +165,7 @@ def describe_split(config: TrainingConfig, split: str, channels: int) -> ImageDe
     Raises:
         ValueError: colour images for a network of one channel, where that is not asked for.
     """
-    images = describe_images(config.dataset_name, split, **_options(config))
+    images = describe_images(config.dataset_name, split, **_options(config), **_labels(config))
     _check_channels(config, images, channels)
     return images
 
@@ -177,6 +189,10 @@ def _options(config: TrainingConfig) -> dict[str, str | None]:
     }
 
 
+def _labels(config: TrainingConfig) -> dict[str, Any]:
+    return {"labelled": config.class_conditional, "label_column": config.label_column}
+
+
 def load_split(
     config: TrainingConfig, split: str, channels: int, accelerator: Accelerator
 ) -> tuple[ImageSet, ImageDescription]:
@@ -196,11 +212,12 @@ def load_split(
             resolution=config.resolution,
             channels=channels,
             **_options(config),
+            **_labels(config),
             cache_dir=config.cache_dir,
             refresh_cache=config.refresh_cache and accelerator.is_local_main_process,  # the others take what it leaves
             skip_broken=config.skip_broken,
         )
-    return images, replace(described, num_images=len(images))
+    return images, replace(described, num_images=len(images), label_names=images.label_names)
 
 
 def build_optimizer(config: TrainingConfig, unet: UNet2DModel) -> torch.optim.AdamW:

@@ -1,5 +1,8 @@
 """The denoising loss on held-out images, at timesteps and noise that stay the same from one validation to the next."""
 
+from functools import partial
+
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import UNet2DModel
@@ -7,6 +10,7 @@ from diffusers import UNet2DModel
 from ..data import ImageSet
 from ..loss import Objective
 from .batches import VALIDATION, draw_step, seed_for, to_states
+from .classes import null_labels
 from .config import TrainingConfig
 from .stopping import StopRequest
 
@@ -16,14 +20,19 @@ def validation_loss(
     unet: UNet2DModel,
     objective: Objective,
     images: ImageSet,
+    labels: np.ndarray | None,
     config: TrainingConfig,
     accelerator: Accelerator,
     stop: StopRequest,
 ) -> float | None:
-    """Return the network's loss over all processes; None where the run was asked to stop."""
+    """Return the network's loss over all processes; None where the run was asked to stop.
 
-    def predict(x_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        return unet.forward(x_t, timesteps).sample  # not compiled: each batch size would cost a compilation
+    Args:
+        labels: the images' classes, int64 [N]; None takes the null class, or a network without classes.
+    """
+
+    def predict(x_t: torch.Tensor, timesteps: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
+        return unet.forward(x_t, timesteps, classes).sample  # not compiled: each batch size would cost a compilation
 
     total = torch.zeros(2, device=accelerator.device)  # summed loss, images
     count, size = min(len(images), config.validation_images), config.eval_batch_size
@@ -32,7 +41,10 @@ def validation_loss(
             x0 = to_states(images[range(first, min(first + size, count))].to(accelerator.device), None)
             seed = seed_for(config.seed, VALIDATION)
             _, timesteps, noise = draw_step(seed, number, x0.shape, len(objective.scheduler), accelerator.device)
-            total[0] += objective(predict, x0, timesteps, noise) * len(x0)
+            classes = null_labels(unet, len(x0))
+            if labels is not None:
+                classes = torch.from_numpy(labels[first : first + len(x0)]).to(accelerator.device)
+            total[0] += objective(partial(predict, classes=classes), x0, timesteps, noise) * len(x0)
             total[1] += len(x0)
     if stop.requested():
         return None

@@ -333,6 +333,6 @@ def test_a_network_saved_by_itself_is_fine_tuned(model, tmp_path):
     pipe = DDIMCustomPipeline.from_pretrained(model)
     pipe.unet.save_pretrained(tmp_path / "unet")
     settings = dict(pretrained=str(tmp_path / "unet"), resolution=8, beta_schedule="scaled_linear")
-    unet, scheduler = build_model(TrainingConfig(output_dir=str(tmp_path / "run"), **settings))
+    unet, scheduler, _ = build_model(TrainingConfig(output_dir=str(tmp_path / "run"), **settings))
     assert all(torch.equal(a, b) for a, b in zip(unet.parameters(), pipe.unet.parameters(), strict=True))
     assert scheduler.config.beta_schedule == "scaled_linear"

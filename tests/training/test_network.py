@@ -19,11 +19,11 @@ def test_a_unets_config_file_is_the_network(tmp_path):
     unet.save_config(tmp_path / "unet")
     file = (tmp_path / "unet/config.json").rename(tmp_path / "mine.json")
     config = TrainingConfig(network=str(file), **OWN)
-    built, _ = build_model(config)
+    built, *_ = build_model(config)
     assert config.resolution == 16 and config.recipe == "images-32"
     public = [{k: v for k, v in each.config.items() if not k.startswith("_")} for each in (built, unet)]
     assert json.loads(json.dumps(public[0])) == json.loads(json.dumps(public[1]))
-    again, _ = build_model(TrainingConfig(network=str(file), **OWN))
+    again, *_ = build_model(TrainingConfig(network=str(file), **OWN))
     assert all(torch.equal(a, b) for a, b in zip(built.parameters(), again.parameters(), strict=True))
     assert build_model(TrainingConfig(network=str(file), resolution=32, **OWN))[0].config.sample_size == 32
 
@@ -31,14 +31,14 @@ def test_a_unets_config_file_is_the_network(tmp_path):
 def test_flags_change_the_network():
     """Channels, blocks and attention are those of the flags; attention is at the smallest images if not told."""
     flags = dict(block_out_channels="16,32,32,64", layers_per_block=2, attention_levels="1,3")
-    unet, _ = describe_model(TrainingConfig(**flags, **OWN))
+    unet, *_ = describe_model(TrainingConfig(**flags, **OWN))
     assert unet.config.block_out_channels == (16, 32, 32, 64) and unet.config.layers_per_block == 2
     attends = ["Attn" in kind for kind in unet.config.down_block_types]
     assert attends == [False, True, False, True]
     assert ["Attn" in kind for kind in unet.config.up_block_types] == attends[::-1]
-    unet, _ = describe_model(TrainingConfig(block_out_channels="16,32", **OWN))
+    unet, *_ = describe_model(TrainingConfig(block_out_channels="16,32", **OWN))
     assert unet.config.down_block_types == ("DownBlock2D", "AttnDownBlock2D")
-    unet, _ = describe_model(TrainingConfig(attention_levels="none", **OWN))
+    unet, *_ = describe_model(TrainingConfig(attention_levels="none", **OWN))
     assert unet.config.down_block_types == ("DownBlock2D",) * 3
 
 
@@ -79,5 +79,5 @@ def test_the_layout_of_published_files_is_taken(tmp_path):
     """A config.json as diffusers writes it, private keys and lists included, is taken as it is."""
     layout = dict(build_unet("cifar10-64").config) | {"_class_name": "UNet2DModel", "_diffusers_version": "0.1"}
     (tmp_path / "config.json").write_text(json.dumps(layout))
-    unet, _ = describe_model(TrainingConfig(network=str(tmp_path / "config.json"), **OWN))
+    unet, *_ = describe_model(TrainingConfig(network=str(tmp_path / "config.json"), **OWN))
     assert isinstance(unet, UNet2DModel) and unet.num_parameters() == build_unet("cifar10-64").num_parameters()

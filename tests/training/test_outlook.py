@@ -24,7 +24,7 @@ def folder_of(place, sizes, mode="RGB"):
 
 def said(place, **settings):
     run = TrainingConfig(dataset_name=place, output_dir=f"{place}/run", **settings)
-    unet, _ = build_model(run)
+    unet, *_ = build_model(run)
     return summarize(run, unet, describe_images(place, "train"))
 
 
@@ -34,8 +34,9 @@ def test_the_first_line_says_what_was_understood(tmp_path):
     place = folder_of(tmp_path / "images", [*sizes, (40, 60), (512, 300)])
     count = build_unet("images-32").num_parameters()
     assert said(place) == [
-        "40 images, RGB, 32 x 32, centre-cropped from 40..512 pixels; 3 class folders seen, trained as one set; "
-        f"network images-32 of {count:,} parameters; 250 steps of 32 images (200.0 epochs)"
+        "40 images, RGB, 32 x 32, centre-cropped from 40..512 pixels; 3 class folders seen, trained as one set "
+        f"(--class_conditional tells them apart); network images-32 of {count:,} parameters; "
+        "250 steps of 32 images (200.0 epochs)"
     ]
 
 

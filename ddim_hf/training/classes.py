@@ -1,0 +1,71 @@
+"""The classes of a run: which labels can be trained on, and how a network comes to know them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+
+from ..data import ImageSet
+from ..guidance import number_of_classes
+
+
+def check_labels(images: ImageSet):
+    """Raise ValueError, in one line, for labels that no class can be learnt from."""
+    present, count = len(np.unique(images.labels)), len(images.label_names)
+    if present < 2:
+        only = images.label_names[images.labels[0]]
+        raise ValueError(f"all images of {images.name!r} have the label {only!r}; allowed with class_conditional: two")
+    if count >= len(images):
+        raise ValueError(
+            f"{images.name!r} has {count} labels for {len(images)} images; allowed with class_conditional: fewer "
+            "labels than images (--label_column)"
+        )
+
+
+def with_classes(
+    unet: UNet2DModel, names: Sequence[str], theirs: Sequence[str] | None
+) -> tuple[UNet2DModel, list[str]]:
+    """Return the network with a class for each name, then the null class, and in lines what changes by that.
+
+    Where the network has no classes their embedding starts at zero: it computes what it did, whatever the class. A
+    network that has classes keeps the embedding of those that are among the names, and of its null class, as which
+    new ones start.
+
+    Args:
+        theirs: the names of the classes that the network has; None takes as many to be the same ones.
+
+    Raises:
+        ValueError: it has another number of classes, without names.
+    """
+    had = unet.config.num_class_embeds
+    theirs = list(names) if theirs is None and had == len(names) + 1 else theirs
+    if had is not None and theirs is None:
+        raise ValueError(
+            f"the network has num_class_embeds {had} and no names for them; allowed with {len(names)} labels: "
+            f"{len(names) + 1}"
+        )
+    if had is not None and list(theirs) == list(names):
+        return unet, []
+    weights = unet.state_dict()
+    with torch.device(unet.device):  # that of descriptions has no weights
+        network = UNet2DModel.from_config(unet.config, num_class_embeds=len(names) + 1)
+        embedding = torch.zeros_like(network.class_embedding.weight)
+    said = []
+    if had is not None:
+        before = weights["class_embedding.weight"]
+        places = {name: number for number, name in enumerate(theirs)}
+        embedding[:] = before[[places.get(name, -1) for name in (*names, None)]]
+        kept = [name for name in names if name in places]
+        said = [
+            f"note: of the pretrained model's {len(theirs)} classes {len(kept)} are kept by name; "
+            f"{len(names) - len(kept)} new ones start as its null class"
+        ]
+    network.load_state_dict(weights | {"class_embedding.weight": embedding})
+    return network.train(unet.training), said
+
+
+def null_labels(unet: UNet2DModel, count: int) -> torch.Tensor | None:
+    """The null class for so many images, int64 [count] on the network's device; None for a network without classes."""
+    null = number_of_classes(unet)
+    return None if null is None else torch.full((count,), null, dtype=torch.int64, device=unet.device)

@@ -4,20 +4,22 @@ from typing import Any
 
 
 def grid(rows: list[dict[str, Any]]) -> str:
-    """The values of rows that differ in the sampler alone: eta down (sigma_hat last), S across."""
+    """The values of rows that differ in the sampler alone: eta and guidance down (sigma_hat last), S across."""
     steps = sorted({row.get("num_inference_steps") or 0 for row in rows})
     noises = sorted({noise(row) for row in rows})
     cells = {(noise(row), row.get("num_inference_steps") or 0): shown(row["value"]) for row in rows}
     head = ["eta", *(f"S = {count}" if count else "" for count in steps)]
-    return table(head, [[kind[1], *(cells.get((kind, count), "") for count in steps)] for kind in noises])
+    return table(head, [[kind[-1], *(cells.get((kind, count), "") for count in steps)] for kind in noises])
 
 
-def noise(row: dict[str, Any]) -> tuple[float, str]:
-    """How much noise a row's sampler adds: its place in a table, and its name."""
+def noise(row: dict[str, Any]) -> tuple[float, float, str]:
+    """How much noise a row's sampler adds, and its guidance: both as its place in a table, and their name."""
+    eta, guidance = row.get("eta"), row.get("guidance_scale")
+    led = "" if guidance is None else f", guidance {guidance:g}"
     if row.get("variance") == "sigma_hat":
         eta = row.get("eta", 1.0)
-        return 2.0 + eta, "sigma_hat" if eta == 1 else f"sigma_hat, eta {eta:g}"
-    return (-1.0, "") if row.get("eta") is None else (row["eta"], str(float(row["eta"])))
+        return 2.0 + eta, guidance or 0.0, ("sigma_hat" if eta == 1 else f"sigma_hat, eta {eta:g}") + led
+    return (-1.0, 0.0, "") if eta is None else (eta, guidance or 0.0, str(float(eta)) + led)
 
 
 def shown(value: float) -> str:

@@ -28,6 +28,7 @@ def main():
     parser.add_argument("--output", default="results.json", help="a table (.md) and fid_vs_steps.png go beside it")
     parser.add_argument("--split", help="of the reference (default: train, or its only one)")
     parser.add_argument("--image_column", help="of the reference")
+    parser.add_argument("--label_column", help="of the reference; found by its name or type if not given")
     parser.add_argument("--dataset_config_name", help="of the reference: which of its configurations")
     parser.add_argument("--dataset_revision", help="of a reference on the Hub: branch, tag or commit")
     parser.add_argument("--revision", help="of the model on the Hub")
@@ -35,6 +36,8 @@ def main():
     parser.add_argument("--eta", type=several(float), default=[0.0], metavar="ETA,ETA,...")
     parser.add_argument("--tau", type=several(str, "uniform", "quad"), default=[], help="default: the model's own")
     parser.add_argument("--variance", type=several(str, "sigma", "sigma_hat"), default=[], help="sigma_hat: at eta 1")
+    parser.add_argument("--guidance_scale", type=several(float), default=[1.0], metavar="G,G,...", help="of classes")
+    parser.add_argument("--guidance_interval", type=several(float), metavar="LOW,HIGH", help="timesteps with guidance")
     parser.add_argument("--num_images", type=int, default=50_000)
     parser.add_argument("--seed", type=int, default=0, help="image k is made from seed + k")
     parser.add_argument("--max_batch_size", type=int, help="images through the network at once")
@@ -42,6 +45,12 @@ def main():
     parser.add_argument("--feature_extractor", help="a TorchScript file instead of Inception")
     parser.add_argument("--inception_weights", help="Inception's weights, for machines without network")
     parser.add_argument("--kid", action="store_true", help="also the kernel distance")
+    parser.add_argument(
+        "--label_accuracy", metavar="FILE", help="a TorchScript classifier, or digits: share that shows its class"
+    )
+    parser.add_argument(
+        "--by_class", action="store_true", help="also the distance within classes, and a table of each"
+    )
     parser.add_argument("--no_distance", dest="distance", action="store_false", help="no sampling")
     parser.add_argument("--calibrated", action="store_true", help="also sample by the model's own schedules, at eta 0")
     parser.add_argument(

@@ -14,15 +14,23 @@ from ..data.cache import digest
 from ..data.folders import sample_manifest
 from ..generation import default_max_batch_size, describe_network, load_pipeline, weights_hash
 from ..pipeline_ddim_custom import DDIMCustomPipeline
-from ..processes import processes
+from ..processes import on_main, processes
 from ..scheduling_ddim_custom import DDIMSchedulerCustom
+from .classes import (
+    Classes,
+    ClassFigures,
+    Classifier,
+    class_statistics,
+    load_classifier,
+    reference_classes,
+)
 from .errors import denoising_loss, reconstruction_error
 from .features import FeatureExtractor, load_feature_extractor
 from .figures import distances, image_distances, other_samples, our_samples, stock_samples
 from .frechet import Statistics
 from .originals import OriginalImages, load_originals
 from .questions import CALIBRATED, Cell, Question
-from .references import load_reference, short_name
+from .references import load_reference, reference_features, short_name
 from .results import Results
 from .rows import protocol
 from .unfinished import Unfinished
@@ -54,12 +62,16 @@ def answer(question: Question) -> Results:
 
 @dataclass
 class _Target:
-    """What images are measured against, by which features."""
+    """What images are measured against, by which features; of a model with classes also how often it draws each."""
 
     extractor: FeatureExtractor
     statistics: Statistics
     features: np.ndarray | None  # for the kernel distance, where it is asked for
     protocol: dict[str, Any]
+    has_images: bool  # and not clean-fid's statistics alone
+    classes: Classes | None = None
+    classifier: Classifier | None = None
+    by_class: list[Statistics] | None = None
 
     @property
     def reference(self) -> tuple[Statistics, np.ndarray | None]:
@@ -68,7 +80,20 @@ class _Target:
     def rows(self, protocol: dict[str, Any]) -> list[dict[str, Any]]:
         """The rows of one measurement, without their values."""
         metrics = [self.extractor.metric, *([self.extractor.kernel_metric] if self.features is not None else [])]
-        return [{"metric": metric, **protocol} for metric in metrics]
+        metrics += [self.extractor.metric_within_classes] * (self.by_class is not None)
+        rows = [{"metric": metric, **protocol} for metric in metrics]
+        if self.classifier is not None:
+            shown = {"classifier": self.classifier.name, "classifier_hash": self.classifier.hash}
+            of_features = ("mode", "feature_extractor", "feature_extractor_hash")
+            kept = {key: value for key, value in protocol.items() if key not in of_features}
+            rows.append({"metric": "label_accuracy", **kept, **shown})
+        return rows
+
+    def figures(self) -> ClassFigures | None:
+        """What counts the classes of a cell's samples, where that is asked for."""
+        if self.classifier is None and self.by_class is None:
+            return None
+        return ClassFigures(self.classes, self.classifier, self.by_class)
 
 
 def _load_target(question: Question, resolution: int, channels: int | None) -> _Target:
@@ -88,11 +113,40 @@ def _load_target(question: Question, resolution: int, channels: int | None) -> _
     statistics, features = reference.statistics(*kept), reference.features(*kept) if question.kid else None
     mode = question.mode if extractor.metric == "fid" else None
     about = {"mode": mode, "feature_extractor": extractor.name, "feature_extractor_hash": extractor.hash}
-    return _Target(extractor, statistics, features, about | reference.protocol(statistics))
+    about |= reference.protocol(statistics)
+    return _Target(extractor, statistics, features, about, has_images=reference.images is not None)
 
 
-def _load_split(question: Question, split: str, size: dict[str, int]) -> ImageSet:
+def _add_classes(target: _Target, question: Question, names: list[str], size: dict[str, int]):
+    """Take the classes' frequencies, and what is asked of the classes, into the target."""
+    images = _load_labelled(question, question.split, size) if target.has_images else None
+    labels = images and images.labels
+    target.classes = reference_classes(names, images if labels is not None else None)
+    target.protocol |= target.classes.protocol
+    if question.label_accuracy:
+        target.classifier = load_classifier(question.label_accuracy, names, target.extractor.device)
+    if question.by_class:
+        if labels is None:
+            raise ValueError(f"by_class with reference {question.reference!r}; allowed: images with labels")
+        features = reference_features(images.unlabelled(), target.extractor, question.cache_dir)
+        target.by_class = class_statistics(names, images, features)
+
+
+def _load_split(question: Question, split: str | None, size: dict[str, int]) -> ImageSet:
     return load_images(question.reference, split=split, **question.data, **size)
+
+
+def _load_labelled(question: Question, split: str | None, size: dict[str, int]) -> ImageSet:
+    """With labels where there are such; where there are none, and none are asked for, that is said."""
+    labels = {"labelled": True, "label_column": question.label_column}
+    try:
+        return load_images(question.reference, split=split, **question.data, **size, **labels)
+    except ValueError as error:
+        if question.by_class or question.label_column:
+            raise
+        said = f"no labels are used, as {error}"
+    on_main(lambda: print(said, flush=True))
+    return _load_split(question, split, size)
 
 
 def _refuse_single(images: ImageSet | OriginalImages):
@@ -106,13 +160,15 @@ def _refuse_single(images: ImageSet | OriginalImages):
 def _measure_model(question: Question, results: Results):
     # What is wrong is said before any work.
     pipe = load_pipeline(question.model, revision=question.revision, fast=question.fast)
+    question.check_classes(pipe)
     cells = question.cells(pipe)
     for steps in question.reconstruction:
         pipe.check_sampling(num_inference_steps=steps)
     channels, resolution, _ = pipe.state_shape
     size = {"resolution": resolution, "channels": channels}
     splits = question.data_splits if question.loss or question.reconstruction else ()
-    sets = [_load_split(question, split, size) for split in splits]
+    names = list(pipe.id2label.values())
+    sets = [(_load_labelled if names else _load_split)(question, split, size) for split in splits]
 
     model = {"seed": question.seed, "model": short_name(question.model), "weights_hash": weights_hash(pipe.unet)}
     model |= {"network": describe_network(pipe), "scheduler": _scheduler_settings(pipe), **size}
@@ -120,6 +176,8 @@ def _measure_model(question: Question, results: Results):
         target = _load_target(question, **size)
         if question.floor:
             _measure_floor(question, target, size, results)
+        if names:
+            _add_classes(target, question, names, size)
         _measure_cells(question, pipe, cells, target, model, results)
     for images in sets:
         _measure_loss(question, pipe, images, model, results)
@@ -162,20 +220,28 @@ def _measure_cells(
         sampler = pipe if cell.implementation in ("ddim_hf", CALIBRATED) else plain
         row = model | target.protocol | {"num_images": question.num_images, **asdict(cell)}
         if cell.implementation == CALIBRATED:
-            row["schedule"] = digest(pipe.calibrated_schedule(cell.num_inference_steps))
+            row["schedule"] = digest(question.schedule(pipe, cell))
         rows = target.rows(row | {"network": describe_network(sampler)})
-        unfinished = _unfinished(question, sampler, rows[0])
+        unfinished = _unfinished(question, sampler, rows[0], target.classifier)
         if not results.has(*rows):
             _set_scheduler(sampler, cell.tau, cell.variance)
             values = _sample_distances(question, cell, sampler, target, unfinished)
             seconds = {key: round(value, 3) for key, value in values.items() if key.startswith("seconds")}
-            results.add(*(row | {"value": values[row["metric"]], **seconds} for row in rows))
+            results.add(*(row | {"value": values[row["metric"]], **_by_class(row, values), **seconds} for row in rows))
         unfinished.remove()
 
 
-def _unfinished(question: Question, pipe: DDIMCustomPipeline, row: dict[str, Any]) -> Unfinished:
+def _by_class(row: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    by_class = values.get("by_class", {}).get(row["metric"])
+    return {"by_class": by_class} if by_class else {}
+
+
+def _unfinished(
+    question: Question, pipe: DDIMCustomPipeline, row: dict[str, Any], classifier: Classifier | None
+) -> Unfinished:
     # The device and the images at once are not in the protocol: they change single pixels by rounding.
     rounding = {"device": pipe.device.type, "max_batch_size": _max_batch_size(question, pipe)}
+    rounding |= {"classifier": classifier.hash} if classifier else {}  # its answers lie beside the features
     return Unfinished(protocol(row) | rounding, question.cache_dir)
 
 
@@ -186,15 +252,16 @@ def _max_batch_size(question: Question, pipe: DDIMCustomPipeline) -> int:
 def _sample_distances(
     question: Question, cell: Cell, pipe: DDIMCustomPipeline, target: _Target, unfinished: Unfinished
 ) -> dict[str, float]:
-    sampling = {"num_inference_steps": cell.num_inference_steps, "eta": cell.eta}
+    sampling = {"num_inference_steps": cell.num_inference_steps, "eta": cell.eta, **cell.guidance}
     if cell.implementation in ("ddim_hf", CALIBRATED):
-        make = our_samples(pipe, calibrated=cell.implementation == CALIBRATED, **sampling)
+        make = our_samples(pipe, target.classes, calibrated=cell.implementation == CALIBRATED, **sampling)
     elif cell.implementation == "stock":
         make = stock_samples(pipe, **sampling)
     else:
-        make = other_samples(pipe, cell.implementation, **sampling)
+        make = other_samples(pipe, cell.implementation, classes=target.classes, **sampling)
     drawn = {"num_images": question.num_images, "seed": question.seed, "block": _max_batch_size(question, pipe)}
-    return distances(make, target.extractor, *target.reference, unfinished=unfinished, **drawn)
+    counted = {"unfinished": unfinished, "of_classes": target.figures()}
+    return distances(make, target.extractor, *target.reference, **counted, **drawn)
 
 
 def _set_scheduler(pipe: DDIMCustomPipeline, tau: str, variance: str):
@@ -204,9 +271,10 @@ def _set_scheduler(pipe: DDIMCustomPipeline, tau: str, variance: str):
 def _measure_loss(
     question: Question, pipe: DDIMCustomPipeline, images: ImageSet, model: dict[str, Any], results: Results
 ):
-    row = {"metric": "denoising_loss", **model, **_data_protocol(question, images)}
+    row = {"metric": "denoising_loss", **model, **_data_protocol(question, pipe, images)}
     if question.loss and not results.has(row):
-        value, ranges = denoising_loss(pipe, images, seed=question.seed, **_sizes(question, pipe, row))
+        labels = _labels(pipe, images)
+        value, ranges = denoising_loss(pipe, images, labels, seed=question.seed, **_sizes(question, pipe, row))
         results.add(row | {"value": value, "by_timesteps": ranges})
 
 
@@ -214,18 +282,30 @@ def _measure_reconstruction(
     question: Question, pipe: DDIMCustomPipeline, images: ImageSet, model: dict[str, Any], results: Results
 ):
     for tau, steps in itertools.product(question.taus(pipe), question.reconstruction):
-        row = {"metric": "reconstruction_mse", **model, **_data_protocol(question, images)}
+        row = {"metric": "reconstruction_mse", **model, **_data_protocol(question, pipe, images)}
         row |= {"seed": None, "tau": tau, "eta": 0.0, "num_inference_steps": steps}  # nothing is drawn
         if not results.has(row):
             _set_scheduler(pipe, tau, "sigma")
-            value = reconstruction_error(pipe, images, steps, **_sizes(question, pipe, row))
+            value = reconstruction_error(pipe, images, steps, _labels(pipe, images), **_sizes(question, pipe, row))
             results.add(row | {"value": value})
 
 
-def _data_protocol(question: Question, images: ImageSet) -> dict[str, Any]:
+def _labels(pipe: DDIMCustomPipeline, images: ImageSet) -> np.ndarray | None:
+    """The images' classes in the model's order; None where it, or the set, has none."""
+    if images.labels is None:
+        return None
+    return images.labels_as(list(pipe.id2label.values()), "the model's classes")
+
+
+def _data_protocol(question: Question, pipe: DDIMCustomPipeline, images: ImageSet) -> dict[str, Any]:
+    labels = _labels(pipe, images)
+    classes = {}
+    if pipe.id2label:
+        classes = {"classes": "null class"} if labels is None else {"classes": "as labelled"}
+        classes |= {} if labels is None else {"labels_hash": digest(labels.tolist())}
     count = min(question.data_images or len(images), len(images))
     names = {"reference": short_name(question.reference), "split": images.split}
-    return names | {"reference_hash": images.fingerprint, "num_images": count}
+    return names | {"reference_hash": images.unlabelled().fingerprint, "num_images": count} | classes
 
 
 def _sizes(question: Question, pipe: DDIMCustomPipeline, row: dict[str, Any]) -> dict[str, int]:

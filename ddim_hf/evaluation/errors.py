@@ -1,6 +1,7 @@
 """Errors of a model on real images: of the predicted noise, and of encoding followed by sampling."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ RANGES = 10  # of timesteps, in which the denoising loss is also given
 def denoising_loss(
     pipe: DDIMCustomPipeline,
     images: ImageSet,
+    labels: np.ndarray | None = None,
     *,
     num_images: int | None = None,
     seed: int = 0,
@@ -28,7 +30,8 @@ def denoising_loss(
 ) -> tuple[float, list[list[float]]]:
     """Mean squared error of the predicted noise, each image at one timestep (DDPM's L_simple, Ho et al. 2020, eq. 14).
 
-    Image i draws its timestep, uniform in [0, T), and its noise from seed + i. Needs all processes.
+    Image i draws its timestep, uniform in [0, T), and its noise from seed + i. `labels`, int64 [N], are the images'
+    classes; without them a network with classes is given the null class. Needs all processes.
 
     Returns:
         The mean, and [first timestep, last timestep, mean] for each of ten ranges that have images.
@@ -44,7 +47,8 @@ def denoising_loss(
         t = torch.cat([torch.randint(steps, (1,), generator=g) for g in generators]).to(device)
         noise = torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]).to(device)
         x0 = pixels_to_states(images[batch].to(device))
-        errors = noise_errors(pipe.predict, scheduler, x0, t, noise).cpu().double().numpy()
+        predict = partial(pipe.predict, **_classes(labels, batch))
+        errors = noise_errors(predict, scheduler, x0, t, noise).cpu().double().numpy()
         _refuse_nan("denoising loss", errors, batch, images)
         np.add.at(sums, t.cpu().numpy() * RANGES // steps, np.stack([errors, np.ones_like(errors)], axis=1))
     sums = np.sum(gather_object([sums]), axis=0)
@@ -57,12 +61,14 @@ def reconstruction_error(
     pipe: DDIMCustomPipeline,
     images: ImageSet,
     num_inference_steps: int,
+    labels: np.ndarray | None = None,
     *,
     num_images: int | None = None,
     max_batch_size: int = 64,
 ) -> float:
-    """Mean over images of `pipe.reconstruct(...).mse`: per dimension, pixels in [0, 1] (paper, table 2). Needs all
-    processes.
+    """Mean over images of `pipe.reconstruct(...).mse`: per dimension, pixels in [0, 1] (paper, table 2).
+
+    `labels` are those of `denoising_loss`. Needs all processes.
 
     Raises:
         ValueError: an error that is not finite, with the images' names.
@@ -70,10 +76,15 @@ def reconstruction_error(
     count = min(num_images or len(images), len(images))
     total = 0.0
     for batch in _share(count, max_batch_size, f"reconstruction in {num_inference_steps} steps"):
-        errors = pipe.reconstruct(images[batch], num_inference_steps, output_type="latent").mse.cpu().double().numpy()
+        sampling = {"output_type": "latent", **_classes(labels, batch)}
+        errors = pipe.reconstruct(images[batch], num_inference_steps, **sampling).mse.cpu().double().numpy()
         _refuse_nan("reconstruction error", errors, batch, images)
         total += float(errors.sum())
     return sum(gather_object([total])) / count
+
+
+def _classes(labels: np.ndarray | None, numbers: list[int]) -> dict[str, list[int]]:
+    return {} if labels is None else {"class_labels": labels[numbers].tolist()}
 
 
 def _share(count: int, size: int, title: str) -> Iterator[list[int]]:

@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 
 from .. import broken_torchvision
-from ..metrics import GENERAL
+from ..metrics import GENERAL, WITHIN_CLASSES
 
 MODES = ("clean", "legacy_pytorch", "legacy_tensorflow")
 INCEPTION_FILE = "inception-2015-12-05.pt"
@@ -33,6 +33,7 @@ class FeatureExtractor:
     def __init__(self, name: str, hash: str, forward: Callable, resize: Callable | None, device: torch.device):
         self.name, self.hash, self.device = name, hash, device
         self.metric, self.kernel_metric = ("fid", "kid") if resize else (GENERAL["fid"], GENERAL["kid"])
+        self.metric_within_classes = self.metric + WITHIN_CLASSES
         self._forward, self._resize = forward, resize
         self._threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1)) if resize else None
 
@@ -97,7 +98,7 @@ def load_feature_extractor(
         if file is not None and not Path(file).is_file():
             raise FileNotFoundError(f"{name} {str(file)!r}: no such file")
     if feature_extractor is not None:
-        forward = _loaded(torch.jit.load, Path(feature_extractor), "a TorchScript module", map_location=device).eval()
+        forward = load_torchscript(feature_extractor, device)
         return FeatureExtractor(Path(feature_extractor).name, file_hash(feature_extractor), forward, None, device)
     import_cleanfid()
     from cleanfid.resize import build_resizer
@@ -139,6 +140,11 @@ def _loaded(load: Callable, file: Path, what: str, **arguments: Any) -> Any:
     except Exception as error:  # of pickle, zip and TorchScript
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{str(file)!r} is not {what}, or is torn ({reason[:120]})") from error
+
+
+def load_torchscript(file: str | Path, device: torch.device) -> torch.jit.ScriptModule:
+    """A TorchScript module for evaluation; ValueError where the file is none."""
+    return _loaded(torch.jit.load, Path(file), "a TorchScript module", map_location=device).eval()
 
 
 def _inception(file: str | Path | None, mode: str, device: torch.device) -> tuple[Callable, Path]:

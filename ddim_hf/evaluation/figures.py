@@ -22,6 +22,7 @@ from ..generation import sample_numbers, share
 from ..images import refuse_not_finite, states_to_pixels
 from ..pipeline_ddim_custom import OUR_KEYS, DDIMCustomPipeline
 from ..processes import processes
+from .classes import Classes, ClassFigures
 from .features import FeatureExtractor
 from .frechet import Statistics, frechet_distance, kernel_distance
 from .originals import OriginalImages
@@ -45,12 +46,14 @@ def distances(
     block: int,
     seed: int = 0,
     unfinished: Unfinished | None = None,
-) -> dict[str, float]:
+    of_classes: ClassFigures | None = None,
+) -> dict[str, Any]:
     """The Frechet distance, and with `reference_feats` the kernel distance, of images made on all processes.
 
     Args:
         make: called as make(block, seeds=[...]); returns uint8 [block, C, H, W], image k made from seed + k.
         unfinished: where the features are kept on the way; what is there already is not made again.
+        of_classes: counts the samples' classes too; what it figures is among the values.
 
     Returns:
         extractor.metric, with `reference_feats` extractor.kernel_metric, and unless some images were there already the
@@ -60,7 +63,7 @@ def distances(
     Raises:
         ValueError: features that are not finite, or fewer than two images.
     """
-    seen = _Seen(keep_features=reference_feats is not None)
+    seen = _Seen(reference_feats is not None, of_classes, seed)
     # Blocks begin at multiples of their size, whoever makes them: so those of a killed run, whole, are the same.
     numbers = share(num_images, block)
     done = unfinished.load(numbers[::block]) if unfinished else {}
@@ -70,6 +73,8 @@ def distances(
 
     def extract(part: Sequence[int], images: torch.Tensor):
         features = extractor(images)
+        if of_classes and of_classes.classifier:  # a row is an image's features, and then what it is taken for
+            features = np.column_stack([features, of_classes.classifier(images)]).astype(np.float32)
         seen.add(part, features, [f"seed {seed + k}" for k in part])
         seen.statistics.check_finite()  # at once, and not after hours
         if unfinished:
@@ -144,7 +149,7 @@ def image_distances(
     seed: int = 0,
 ) -> dict[str, float]:
     """The same distances of images that are there, all of them or the first `count`, shared by all processes."""
-    seen = _Seen(keep_features=reference_feats is not None)
+    seen = _Seen(reference_feats is not None)
     numbers = share(len(images) if count is None else count, BATCH)
     for batch, features in feature_batches(images, extractor, numbers):
         seen.add(batch, features, [images.label(k) for k in batch])
@@ -154,11 +159,17 @@ def image_distances(
 class _Seen:
     """What this process knows of its images: their statistics, and for the kernel distance their features."""
 
-    def __init__(self, keep_features: bool):
+    def __init__(self, keep_features: bool, of_classes: ClassFigures | None = None, seed: int = 0):
         self.statistics, self.keep_features = Statistics(), keep_features
+        self.of_classes, self.seed = of_classes, seed
         self.features: dict[int, np.ndarray] = {}  # by the images' numbers
 
     def add(self, numbers: Sequence[int], features: np.ndarray, names: Sequence[str] | None = None):
+        taken = None
+        if self.of_classes and self.of_classes.classifier:
+            features, taken = features[:, :-1], features[:, -1]
+        if self.of_classes:
+            self.of_classes.add([self.seed + number for number in numbers], features, taken)
         self.statistics.update(features, names)
         if self.keep_features:
             self.features |= zip(numbers, features, strict=True)
@@ -173,17 +184,20 @@ class _Seen:
             features = {number: row for part in gather_object([self.features]) for number, row in part.items()}
             in_order = np.stack([features[number] for number in sorted(features)])
             values[extractor.kernel_metric] = kernel_distance(reference_feats, in_order, seed)
-        return values
+        return values | (self.of_classes.figures(extractor) if self.of_classes else {})
 
 
 # What `distances` calls to make images
 
 
-def our_samples(pipe: DDIMCustomPipeline, **sampling: Any) -> Callable[[int, list[int]], torch.Tensor]:
-    """With our pipeline."""
+def our_samples(
+    pipe: DDIMCustomPipeline, classes: Classes | None = None, **sampling: Any
+) -> Callable[[int, list[int]], torch.Tensor]:
+    """With our pipeline, of classes by the seeds where it has such."""
 
     def make(block: int, seeds: list[int]) -> torch.Tensor:
-        states = pipe(block, seeds=seeds, output_type="latent", **sampling).images
+        labels = {"class_labels": classes.of(seeds)} if classes else {}
+        states = pipe(block, seeds=seeds, output_type="latent", **labels, **sampling).images
         refuse_not_finite(states, seeds)
         return states_to_pixels(states)
 
@@ -206,7 +220,7 @@ def stock_samples(pipe: DDIMCustomPipeline, **sampling: Any) -> Callable[[int, l
 
 def other_samples(pipe: DDIMCustomPipeline, name: str, **sampling: Any) -> Callable[[int, list[int]], torch.Tensor]:
     """With one of OTHER_SCHEDULERS, as `from_config` makes it, on the same network and seeds."""
-    other = DDIMCustomPipeline(pipe.unet, pipe.scheduler)
+    other = DDIMCustomPipeline(pipe.unet, pipe.scheduler, pipe.id2label or None)
     other.scheduler = OTHER_SCHEDULERS[name].from_config(_stock_scheduler(pipe).config)
     other.set_progress_bar_config(disable=True)
     return our_samples(other, **sampling)

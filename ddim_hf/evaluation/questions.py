@@ -23,6 +23,16 @@ class Cell:
     eta: float
     num_inference_steps: int
     implementation: str
+    guidance_scale: float | None = None  # of a model with classes
+    guidance_interval: tuple[float, float] | None = None
+
+    @property
+    def guidance(self) -> dict[str, Any]:
+        """As arguments of a pipeline's call; none of a model without classes."""
+        if self.guidance_scale is None:
+            return {}
+        interval = None if self.guidance_scale == 1 else self.guidance_interval
+        return {"guidance_scale": self.guidance_scale, "guidance_interval": interval}
 
 
 @dataclass
@@ -33,13 +43,19 @@ class Question:
         model: a model's folder or id, or a folder of images.
         reference: what `load_reference` takes; with `loss` and `reconstruction` it has to be a dataset.
         output: a JSON file; a Markdown table and fid_vs_steps.png come beside it.
-        num_inference_steps, eta, tau, variance: the cells are all combinations; sigma_hat is drawn at eta 1 only, and
-            tau and variance are the model's own where none are given.
+        num_inference_steps, eta, tau, variance, guidance_scale: the cells are all combinations; sigma_hat is drawn at
+            eta 1 only, tau and variance are the model's own where none are given, and guidance other than 1 is for
+            models with classes. Those draw the classes as often as the reference's labels have them, or all alike
+            where it has none, the class of an image from its seed alone.
+        guidance_interval: as in sampling, for all scales.
         num_images: images of each cell, image k made from seed + k.
         max_batch_size: as in `ddim_hf.generation.generate`.
-        split, image_column, dataset_config_name, dataset_revision: of the reference, as `load_images` has them.
+        split, image_column, dataset_config_name, dataset_revision, label_column: of the reference, as `load_images`
+            has them.
         mode, feature_extractor, inception_weights: as in `load_feature_extractor`.
         kid: the kernel distance too.
+        label_accuracy: also the share of samples that show their class by a classifier that `load_classifier` takes.
+        by_class: also the mean over the classes of each one's distance, and a table by classes.
         distance: False leaves the cells out.
         calibrated: also sample by the schedules that the model has, at eta 0.
         also: also sample with diffusers' DDIMPipeline ("stock"), which knows tau "uniform" and variance "sigma", and
@@ -59,6 +75,8 @@ class Question:
     eta: Sequence[float] = (0.0,)
     tau: Sequence[str] = ()
     variance: Sequence[str] = ()
+    guidance_scale: Sequence[float] = (1.0,)
+    guidance_interval: Sequence[float] | None = None
     num_images: int = 50_000
     seed: int = 0
     max_batch_size: int | None = None
@@ -66,10 +84,13 @@ class Question:
     image_column: str | None = None
     dataset_config_name: str | None = None
     dataset_revision: str | None = None
+    label_column: str | None = None
     mode: str = "clean"
     feature_extractor: str | None = None
     inception_weights: str | None = None
     kid: bool = False
+    label_accuracy: str | Path | None = None
+    by_class: bool = False
     distance: bool = True
     calibrated: bool = False
     also: Sequence[str] = ()
@@ -109,6 +130,20 @@ class Question:
         if not (self.distance or self.of_images or self.loss or self.reconstruction):
             raise ValueError("nothing to measure: no distance, no denoising loss and no reconstruction is asked for")
 
+    def check_classes(self, pipe: DDIMCustomPipeline):
+        """Raise ValueError for what is asked of the classes of a model that has none, or in vain."""
+        asked = {"label_accuracy": self.label_accuracy, "label_column": self.label_column, "by_class": self.by_class}
+        asked |= {"guidance_interval": self.guidance_interval}
+        given = [name for name, value in asked.items() if value] + ["guidance_scale"] * (
+            set(self.guidance_scale) != {1}
+        )
+        if given and not pipe.id2label:
+            raise ValueError(f"{given[0]} is given, but the model has no classes; allowed: models with classes")
+        if self.guidance_interval is not None and set(self.guidance_scale) == {1}:
+            raise ValueError("guidance_interval is given with guidance_scale 1; allowed: another scale")
+        if pipe.id2label and "stock" in self.also:
+            raise ValueError("also is stock, which gives a network no classes; allowed: models without classes")
+
     def taus(self, pipe: DDIMCustomPipeline) -> Sequence[str]:
         return self.tau or [pipe.scheduler.config.skip_type]
 
@@ -123,13 +158,14 @@ class Question:
         variances, cells = self.variance or [pipe.scheduler.config.variance], []
         for tau, variance in itertools.product(self.taus(pipe), variances):
             etas = self.eta if variance == "sigma" else (1.0,)
-            for eta, steps in itertools.product(etas, self.num_inference_steps):
+            for eta, guidance, steps in itertools.product(etas, self._guidance(pipe), self.num_inference_steps):
                 names = ["ddim_hf"]
                 if self.calibrated and tau == pipe.scheduler.config.skip_type:
-                    names += [CALIBRATED] * (pipe.calibrated_schedule(steps, eta=eta) is not None)
+                    plain = Cell(tau, variance, float(eta), steps, CALIBRATED, *guidance)
+                    names += [CALIBRATED] * (self.schedule(pipe, plain) is not None)
                 if (tau, variance) == ("uniform", "sigma"):
                     names += [name for name in self.also if name == "stock" or eta == 0]
-                cells += [Cell(tau, variance, float(eta), steps, name) for name in names]
+                cells += [Cell(tau, variance, float(eta), steps, name, *guidance) for name in names]
         missing = set(self.also) - {cell.implementation for cell in cells}
         if missing:
             given = (
@@ -141,5 +177,19 @@ class Question:
             raise ValueError(f"{given}; allowed: steps that the model has a schedule for, at eta 0")
         for cell in cells:
             chosen = {"eta": cell.eta, "num_inference_steps": cell.num_inference_steps}
-            pipe.check_sampling(self.num_images, max_batch_size=self.max_batch_size, **chosen)
+            labels = {"class_labels": 0, **cell.guidance} if pipe.id2label else {}
+            pipe.check_sampling(self.num_images, max_batch_size=self.max_batch_size, **chosen, **labels)
         return cells
+
+    def _guidance(self, pipe: DDIMCustomPipeline) -> list[tuple[float | None, tuple[float, float] | None]]:
+        """Scale and interval of each cell; none for a model without classes."""
+        if not pipe.id2label:
+            return [(None, None)]
+        interval = None if self.guidance_interval is None else tuple(self.guidance_interval)
+        return [(float(scale), None if scale == 1 else interval) for scale in self.guidance_scale]
+
+    @staticmethod
+    def schedule(pipe: DDIMCustomPipeline, cell: Cell) -> dict[str, Any] | None:
+        """The fitted schedule that a cell samples by, if there is one."""
+        labels = {"class_labels": list(pipe.id2label), **cell.guidance} if pipe.id2label else {}
+        return pipe.calibrated_schedule(cell.num_inference_steps, eta=cell.eta, **labels)

@@ -12,7 +12,7 @@ from ..metrics import FRECHET
 from ..processes import on_main
 from ..provenance import machine, package_versions
 from .rows import line, protocol
-from .tables import plot, tables
+from .tables import plot, plot_guidance, tables
 
 
 class Results:
@@ -91,6 +91,8 @@ class Results:
             write_text(self.file.with_suffix(".md"), tables(merged))
             if any(row["metric"] in FRECHET for row in rows):
                 plot(merged, self.file.with_name("fid_vs_steps.png"))
+            if len({row.get("guidance_scale") for row in merged} - {None}) > 1:
+                plot_guidance(merged, self.file.with_name("guidance.png"))
         for row in rows:
             print(line(row), flush=True)
         return merged

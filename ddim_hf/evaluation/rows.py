@@ -4,8 +4,9 @@ import hashlib
 import json
 from typing import Any
 
-MEASURED = ("value", "by_timesteps", "seconds", "seconds_features", "seconds_waiting")
-CELL = ("eta", "variance", "num_inference_steps", "schedule")  # a cell's place in a table; a schedule is for one S
+MEASURED = ("value", "by_timesteps", "by_class", "seconds", "seconds_features", "seconds_waiting")
+# A cell's place in a table; a schedule is for one S.
+CELL = ("eta", "variance", "guidance_scale", "num_inference_steps", "schedule")
 
 
 def protocol(row: dict[str, Any]) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def _brief(value: Any) -> str:
 
 def line(row: dict[str, Any]) -> str:
     """A row for the terminal."""
-    keys = ("num_inference_steps", "eta", "tau", "variance", "implementation", "split", "num_images")
+    keys = ("num_inference_steps", "eta", "tau", "variance", "guidance_scale", "implementation", "split", "num_images")
     settings = " ".join(f"{key}={row[key]}" for key in keys if row.get(key) is not None)
     text = f"{row['metric']} {row['value']:.6g}  {settings}"
     if "seconds" in row:

@@ -50,15 +50,25 @@ def _table(rows: list[dict[str, Any]]) -> str:
         return table(head, [[shown(rows[-1]["value"]), *(shown(value) for *_, value in ranges)]])
     if all(row.get("num_inference_steps") is None for row in rows):  # of images, with no sampler
         return table(["value"], [[shown(rows[-1]["value"])]])
-    return grid(rows)
+    return grid(rows) + _by_class([row for row in rows if row.get("by_class")])
+
+
+def _by_class(rows: list[dict[str, Any]]) -> str:
+    """The figures of each class, a column for each cell."""
+    if not rows:
+        return ""
+    rows = sorted(rows, key=lambda row: (noise(row), row["num_inference_steps"]))
+    head = [f"eta {noise(row)[-1]}, S = {row['num_inference_steps']}" for row in rows]
+    names = dict.fromkeys(name for row in rows for name, *_ in row["by_class"])
+    values = [{name: shown(value) for name, _, value in row["by_class"]} for row in rows]
+    counts = {name: f"{count:,}" for row in rows for name, count, _ in row["by_class"]}
+    body = [[name, counts[name], *(cell.get(name, "") for cell in values)] for name in names]
+    return "\n" + table(["class", "images", *head], body)
 
 
 def plot(rows: list[dict[str, Any]], file: Path):
     """Distance by S, a line for each eta and protocol."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     drawn = [row for row in rows if row["metric"] in FRECHET and row.get("num_inference_steps")]
     if not drawn:
@@ -67,9 +77,10 @@ def plot(rows: list[dict[str, Any]], file: Path):
     lines: dict[str, list[tuple[int, float]]] = {}
     for group, words in zip(groups, differing([group[0] for group in groups]), strict=True):
         for row in group:
-            label = ", ".join([f"eta {noise(row)[1]}", *(f"{key} {value}" for key, value in words.items())])
+            label = ", ".join([f"eta {noise(row)[-1]}", *(f"{key} {value}" for key, value in words.items())])
             lines.setdefault(label, []).append((row["num_inference_steps"], row["value"]))
-    figure, axes = pyplot.subplots(figsize=(7, 5))
+    figure = Figure(figsize=(7, 5))
+    axes = figure.subplots()
     for label, points in lines.items():
         axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
     axes.set(xscale="log", xlabel="steps S", ylabel=" / ".join(sorted({NAMES[row["metric"]] for row in drawn})))
@@ -77,4 +88,28 @@ def plot(rows: list[dict[str, Any]], file: Path):
     figure.tight_layout()
     with whole_file(file) as beside:
         figure.savefig(beside, format="png", dpi=120)
-    pyplot.close(figure)
+
+
+def plot_guidance(rows: list[dict[str, Any]], file: Path):
+    """Distances and label accuracy by guidance, a line for each metric, S and protocol."""
+    from matplotlib.figure import Figure
+
+    drawn = [row for row in rows if row.get("guidance_scale") is not None]
+    lines: dict[tuple, list[tuple[float, float]]] = {}
+    for group in _groups(drawn):
+        for row in group:
+            label = f"{NAMES.get(row['metric'], row['metric'])}, S = {row['num_inference_steps']}"
+            kind = (row["metric"], label + ("" if row["eta"] == 0 else f", eta {row['eta']:g}"))
+            lines.setdefault(kind, []).append((row["guidance_scale"], row["value"]))
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    distance = figure.subplots()
+    accuracy = distance.twinx()
+    for number, ((metric, label), points) in enumerate(lines.items()):
+        of_labels = metric == "label_accuracy"
+        style = {"marker": "s" if of_labels else "o", "linestyle": "--" if of_labels else "-", "color": f"C{number}"}
+        (accuracy if of_labels else distance).plot(*zip(*sorted(points), strict=True), label=label, **style)
+    distance.set(xlabel="guidance", ylabel="distance")
+    accuracy.set(ylabel="label accuracy (dashed)")
+    figure.legend(fontsize=7, loc="outside upper center", ncols=2)
+    with whole_file(file) as beside:
+        figure.savefig(beside, format="png", dpi=120)

@@ -1,4 +1,4 @@
-"""Train on real handwritten digits, load the result with one line, and sample it; takes minutes on two CPU cores."""
+"""Train on real handwritten digits, load the result with one line, draw each digit; takes minutes on two CPU cores."""
 
 import argparse
 import os
@@ -7,13 +7,18 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 from diffusers.utils import export_to_gif
 
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.calibrated_schedules import table
 from ddim_hf.command_line import run
-from ddim_hf.images import image_grid, states_to_images
+from ddim_hf.evaluation.classes import load_classifier
+from ddim_hf.images import image_grid, states_to_images, states_to_pixels
 from ddim_hf.training.log import plot_loss
+
+COLUMNS = 8  # samples of each digit
+JUDGED = 500
 
 
 def main():
@@ -27,35 +32,46 @@ def main():
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     launch += ["--num_cpu_threads_per_process", str(os.cpu_count()), script]
-    settings = ["--recipe", "digits", "--output_dir", folder, "--resume_from_checkpoint", "latest"]
+    settings = ["--recipe", "digits", "--class_conditional", "--output_dir", folder]
+    settings += ["--resume_from_checkpoint", "latest"]
     trained = subprocess.run([*launch, *settings])
     if trained.returncode:
         raise ValueError(f"training ended with exit code {trained.returncode}; what it said stands above")
 
-    # Load and sample
+    # Load, and sample a row of each digit
     pipe = DDIMCustomPipeline.from_pretrained(folder)
-    output = pipe(batch_size=64, num_inference_steps=50, seeds=range(64), return_trajectory=True)
+    digits = [k // COLUMNS for k in range(10 * COLUMNS)]
+    output = pipe(class_labels=digits, num_inference_steps=50, seeds=range(len(digits)), return_trajectory=True)
+
+    # Does another program read them as what they are to be?
+    asked = [k % 10 for k in range(JUDGED)]
+    judged = pipe(class_labels=asked, seeds=range(JUDGED), num_inference_steps=20, output_type="latent").images
+    read = load_classifier("digits", list(pipe.id2label.values()), pipe.device)(states_to_pixels(judged))
+    accuracy = np.mean(read == asked)
 
     # Fit schedules of few steps
-    certificates = pipe.calibrate((5, 10, 20), num_images=32)
+    certificates = pipe.calibrate((5, 10, 20), num_images=32, class_labels="all")
     pipe.save_scheduler(folder)
 
     # Show
-    image_grid(output.images).save(folder / "samples.png")
-    frames = [image_grid(states_to_images(x[:16], "pil")) for x in output.trajectory]
+    image_grid(output.images, COLUMNS).save(folder / "samples.png")
+    frames = [image_grid(states_to_images(x[::COLUMNS], "pil"), columns=5) for x in output.trajectory]
     export_to_gif(frames + frames[-1:] * 15, str(folder / "denoising.gif"), fps=15)
     plot_loss(folder, folder / "loss.png")
     print(f"""
+{accuracy:.1%} of {JUDGED} samples are read as the digit that was asked for (guidance 1, 20 steps)
+  by a classifier that was trained on the held-out digits and reads 95.7% of the real ones
+
 few steps, fitted to this model:
 {table(certificates)}
 
 done in {time.monotonic() - began:.0f} s
   the model      {folder} (safetensors; loads with DDIMCustomPipeline and with diffusers' own DDIMPipeline)
-  64 samples     {folder / "samples.png"}
+  a row a digit  {folder / "samples.png"}
   their making   {folder / "denoising.gif"}
   the loss       {folder / "loss.png"}
 next:
-  python examples/sample.py {folder} --num_images 100 --output_dir outputs/samples
+  python examples/sample.py {folder} --class_labels all --num_images 100 --output_dir outputs/samples
   python examples/interpolate.py {folder} outputs/interpolation
   python examples/reconstruct.py {folder} outputs/reconstruction""")
 

@@ -2,8 +2,9 @@
 
 A command runs as it is printed, but small and offline:
 
-* in a folder (`house`) where outputs/demo, outputs/animals and models/ddim-cifar10-64 are tiny models of 8x8 images,
-  and path/to/images holds a few generated pictures; the Hub is the tests' own;
+* in a folder (`house`) where outputs/demo (ten classes), outputs/animals, outputs/cifar10-64-classes and
+  models/ddim-cifar10-64 are tiny models of 8x8 images, and path/to/images holds a few generated pictures in two folders;
+  the Hub is the tests' own;
 * with SMALL's flags after the printed ones, so that they win;
 * in this process: what `accelerate launch` would start once is run once.
 
@@ -27,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torch._dynamo
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
@@ -48,7 +50,7 @@ TRAINING = "--max_train_steps 1 --batch_size 4 --resolution 8 --samplers none --
 SMALL = {
     "train.py": f"{TRAINING} --validation_split none --mixed_precision no --compile False",
     "sample.py": "--num_images 4 --num_inference_steps 2",
-    "evaluate.py": "--num_images 4 --num_inference_steps 2 --data_images 4 --feature_extractor features.pt",
+    "evaluate.py": "--num_images 40 --num_inference_steps 2 --data_images 4 --feature_extractor features.pt",
     "reconstruct.py": "--num_images 2 --num_inference_steps 2 3",
     "interpolate.py": "--num_images 3 --num_inference_steps 2",
     "trajectory.py": "--num_images 2 --num_inference_steps 3",
@@ -165,11 +167,19 @@ def test_commands_fit_their_scripts(command):
             assert program in ("ruff", "source", "rm"), f"a program that no test knows: {command}"
 
 
+class Sides(torch.nn.Module):
+    """Two classes, by which half of an image is the brighter one."""
+
+    def forward(self, images):
+        return torch.stack([images[..., :4].mean((1, 2, 3)), images[..., 4:].mean((1, 2, 3))], 1)
+
+
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
     """What commands find where they run."""
     folder = tmp_path_factory.mktemp("template")
-    save_tiny_model(folder / "outputs/demo")
+    save_tiny_model(folder / "outputs/demo", names="0123456789")
+    save_tiny_model(folder / "models/digits")
     colour = build_unet(
         "digits", sample_size=8, in_channels=3, out_channels=3, block_out_channels=(8, 8), norm_num_groups=4
     )
@@ -178,12 +188,16 @@ def template(tmp_path_factory):
     animals = build_unet("digits", block_out_channels=(8, 8), norm_num_groups=4, num_class_embeds=4)
     names = {0: "cat", 1: "dog", 2: "horse"}
     DDIMCustomPipeline(animals, DDIMSchedulerCustom(), names).save_pretrained(folder / "outputs/animals")
+    layout = dict(in_channels=3, out_channels=3, block_out_channels=(8, 8), norm_num_groups=4, num_class_embeds=3)
+    classes = DDIMCustomPipeline(build_unet("digits", **layout), DDIMSchedulerCustom(), {0: "cat", 1: "dog"})
+    classes.save_pretrained(folder / "outputs/cifar10-64-classes")
+    torch.jit.script(Sides()).save(folder / "classifier.pt")
     save_features(folder / "features.pt", 64)
     os.symlink(ROOT / "examples", folder / "examples")
-    pictures = folder / "path/to/images"
-    pictures.mkdir(parents=True)
+    pictures = [folder / "path/to/images" / kind / f"{number}.png" for kind in ("cat", "dog") for number in range(4)]
     random = np.random.default_rng(0)
-    for name in (*(pictures / f"{number}.png" for number in range(8)), folder / "a.png", folder / "b.png"):
+    for name in (*pictures, folder / "a.png", folder / "b.png"):
+        name.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(name)
     return folder
 
@@ -216,7 +230,7 @@ def test_commands_run(monkeypatch, house, command):
     words = [STAND_INS.get(word, word) for word in words] + SMALL[Path(script).name].split()
     if Path(script).name == "train.py":
         digits = "digits" in words
-        words += ["--pretrained", "outputs/demo" if digits else "models/ddim-cifar10-64"]
+        words += ["--pretrained", "models/digits" if digits else "models/ddim-cifar10-64"]
         words += ["--dataset_name", "digits" if digits else "path/to/images"]
     monkeypatch.setattr(sys, "argv", [script, *words])
     try:

@@ -33,12 +33,13 @@ SETTINGS = dict(
 )
 
 
-def save_tiny_model(folder: Path, dropout: float = 0.0, **scheduler) -> str:
-    """Save a pipeline of 8x8 grey images with attention, and return where."""
+def save_tiny_model(folder: Path, dropout: float = 0.0, names: str = "", **scheduler) -> str:
+    """Save a pipeline of 8x8 grey images with attention, and with classes of these names, and return where."""
     blocks = dict(down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"))
     torch.manual_seed(0)
+    blocks |= dict(num_class_embeds=len(names) + 1) if names else {}
     unet = build_unet("digits", sample_size=8, block_out_channels=(8, 8), norm_num_groups=4, dropout=dropout, **blocks)
-    DDIMCustomPipeline(unet, DDIMSchedulerCustom(**scheduler)).save_pretrained(folder)
+    DDIMCustomPipeline(unet, DDIMSchedulerCustom(**scheduler), dict(enumerate(names)) or None).save_pretrained(folder)
     return str(folder)
 
 

@@ -24,16 +24,18 @@ def check_labels(images: ImageSet):
 
 
 def with_classes(
-    unet: UNet2DModel, names: Sequence[str], theirs: Sequence[str] | None
+    unet: UNet2DModel, names: Sequence[str], theirs: Sequence[str] | None, seed: int | None = None
 ) -> tuple[UNet2DModel, list[str]]:
     """Return the network with a class for each name, then the null class, and in lines what changes by that.
 
-    Where the network has no classes their embedding starts at zero: it computes what it did, whatever the class. A
-    network that has classes keeps the embedding of those that are among the names, and of its null class, as which
-    new ones start.
+    Where a trained network has no classes their embedding starts at zero: it computes what it did, whatever the class.
+    A new one's is drawn from the standard normal distribution, as torch does it: from zero it learns the classes many
+    times slower. A network that has classes keeps the embedding of those that are among the names, and of its null
+    class, as which new ones start.
 
     Args:
         theirs: the names of the classes that the network has; None takes as many to be the same ones.
+        seed: of a new network's embedding; None where the network is trained already.
 
     Raises:
         ValueError: it has another number of classes, without names.
@@ -52,7 +54,9 @@ def with_classes(
         network = UNet2DModel.from_config(unet.config, num_class_embeds=len(names) + 1)
         embedding = torch.zeros_like(network.class_embedding.weight)
     said = []
-    if had is not None:
+    if had is None and seed is not None:
+        embedding.normal_(generator=torch.Generator().manual_seed(seed))
+    elif had is not None:
         before = weights["class_embedding.weight"]
         places = {name: number for number, name in enumerate(theirs)}
         embedding[:] = before[[places.get(name, -1) for name in (*names, None)]]

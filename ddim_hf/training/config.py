@@ -67,10 +67,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 FREE_ON_RESUME = frozenset(
     "output_dir max_train_steps num_train_epochs cache_dir refresh_cache dataset_name dataset_config_name "
     "dataset_revision image_column class_conditional label_column gradient_accumulation_steps compile logger "
-    "logging_steps "
-    "checkpointing_steps checkpoints_total_limit resume_from_checkpoint samplers feature_extractor inception_weights "
-    "eval_batch_size validation_split validation_steps validation_images dry_run push_to_hub hub_model_id "
-    "hub_private hub_license recipe network block_out_channels layers_per_block attention_levels "
+    "logging_steps checkpointing_steps checkpoints_total_limit resume_from_checkpoint samplers feature_extractor "
+    "inception_weights eval_batch_size validation_split validation_steps validation_images dry_run push_to_hub "
+    "hub_model_id hub_private hub_license recipe network block_out_channels layers_per_block attention_levels "
     "pretrained dropout grey skip_broken prediction_type beta_schedule".split()
 )
 

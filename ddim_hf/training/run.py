@@ -109,7 +109,8 @@ class TrainingRun:
         names, changes = self.images.label_names, []
         if config.class_conditional:
             check_labels(self.images)
-            self.unet, changes = with_classes(self.unet, names, before)
+            new = config.seed if config.pretrained is None else None
+            self.unet, changes = with_classes(self.unet, names, before, new)
         self.accelerator.print(*summarize(config, self.unet, described), *changes, sep="\n", flush=True)
         self.config = config = replace(config, max_train_steps=config.steps_for(len(self.images)))
         self.held_out = self.held_out_labels = None

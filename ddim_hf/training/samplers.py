@@ -151,6 +151,7 @@ class Samplers:
 
     def _states(self, pipeline: DDIMCustomPipeline, sampler: SamplerSettings, seeds: range) -> torch.Tensor | None:
         """Images from these seeds; None where this process was asked to stop."""
+        classes = len(pipeline.id2label)
 
         def interrupt(*_):
             if self.stop.received:
@@ -159,7 +160,7 @@ class Samplers:
         try:
             output = pipeline(
                 len(seeds),
-                class_labels=pipeline.labels_in_turn("all" if pipeline.id2label else None, seeds),
+                class_labels=[seed % classes for seed in seeds] if classes else None,
                 eta=sampler.eta,
                 num_inference_steps=sampler.steps,
                 output_type="latent",

@@ -67,6 +67,10 @@ def test_fine_tuning_starts_as_the_unconditional_network():
     network, said = with_classes(before, DIGITS, None)
     assert network.config.num_class_embeds == 11 and said == [] and not network.class_embedding.weight.any()
     assert torch.equal(predictions(network, torch.arange(11)), predictions(before, None))
+    new, _ = with_classes(before, DIGITS, None, seed=3)  # of a network that is not trained yet
+    drawn = new.class_embedding.weight
+    assert drawn.std().item() == pytest.approx(1, abs=0.2)
+    assert torch.equal(drawn, with_classes(before, DIGITS, None, seed=3)[0].class_embedding.weight)
     assert null_labels(network, 2).tolist() == [10, 10] and null_labels(before, 2) is None
 
 

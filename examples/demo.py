@@ -32,7 +32,7 @@ def main():
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     launch += ["--num_cpu_threads_per_process", str(os.cpu_count()), script]
-    settings = ["--recipe", "digits", "--class_conditional", "--output_dir", folder]
+    settings = ["--recipe", "digits", "--class_conditional", "--learning_rate", "0.002", "--output_dir", folder]
     settings += ["--resume_from_checkpoint", "latest"]
     trained = subprocess.run([*launch, *settings])
     if trained.returncode:
@@ -45,7 +45,8 @@ def main():
 
     # Does another program read them as what they are to be?
     asked = [k % 10 for k in range(JUDGED)]
-    judged = pipe(class_labels=asked, seeds=range(JUDGED), num_inference_steps=20, output_type="latent").images
+    sampling = dict(seeds=range(JUDGED), num_inference_steps=20, output_type="latent", max_batch_size=100)
+    judged = pipe(class_labels=asked, **sampling).images
     read = load_classifier("digits", list(pipe.id2label.values()), pipe.device)(states_to_pixels(judged))
     accuracy = np.mean(read == asked)
 

@@ -1,4 +1,5 @@
 # make demo: train, load, sample (a few minutes on 2 CPU cores).   make test: the whole suite, offline.
+# make app: a page to look with, at 127.0.0.1.   make test-browser: its tests in a real Chromium.
 # make cifar10-64, make cifar10-128: train on CIFAR-10, evaluate, write docs/results.md; a GPU is assumed.
 # make paper-tables: the DDIM paper's tables beside what is measured; FLAGS=--dry_run says what that takes.
 # make cifar10-64 FLAGS="--minutes 9" stops training after so long, and the same command goes on.
@@ -11,7 +12,7 @@ FLAGS ?=
 RUN := --mixed_precision bf16 --compile auto --batch_size 512 --learning_rate 8e-4 --lr_scheduler cosine --lr_warmup_steps 400 \
     --max_train_steps 20000 --dropout 0 --ema_decay 0.999 --samplers none --fast
 
-.PHONY: demo test lint benchmark cifar10-64 cifar10-128 paper-tables clean
+.PHONY: demo app test test-browser lint benchmark cifar10-64 cifar10-128 paper-tables clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,8 +22,15 @@ RUN := --mixed_precision bf16 --compile auto --batch_size 512 --learning_rate 8e
 demo: .venv/installed
 	$(BIN)/python examples/demo.py --output_dir outputs/demo
 
+app: .venv/installed
+	$(BIN)/python -m ddim_hf.app $(FLAGS)
+
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+test-browser: .venv/installed
+	bash tests/app/install_browser.sh $(BIN)/pip
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/app/test_browser.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

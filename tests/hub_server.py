@@ -165,7 +165,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def may(self, repo_id: str, action: str) -> bool:
         name, role = self.user() or (None, None)
-        namespace = repo_id.split("/")[0]
+        namespace = repo_id.removeprefix("spaces/").split("/")[0]
         return (name == namespace or name in ORGANISATIONS.get(namespace, ())) and (
             action == "read" or role == "write"
         )
@@ -193,7 +193,10 @@ class Handler(BaseHTTPRequestHandler):
         ask, user = json.loads(self.body), self.user()
         if user is None:
             raise Refused(401, "Invalid username or password.")
-        repo_id = f"{ask.get('organization') or user[0]}/{ask['name']}"
+        kind = "spaces/" if ask.get("type") == "space" else ""
+        if kind and not ask.get("sdk"):
+            raise Refused(400, "a Space needs an sdk")
+        repo_id = f"{kind}{ask.get('organization') or user[0]}/{ask['name']}"
         answer = {"url": f"{self.server.endpoint}/{repo_id}", "name": repo_id, "id": "0"}
         if not self.may(repo_id, "write"):
             raise Refused(403, f"You don't have the rights to create a model under the namespace {repo_id}")
@@ -216,7 +219,8 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.repo(repo_id)
         sha = self.at(repo, revision)
         siblings = [{"rfilename": path} for path in repo.commits[sha]]
-        return 200, {"id": repo_id, "sha": sha, "private": repo.private, "tags": [], "siblings": siblings}
+        name = repo_id.removeprefix("spaces/")
+        return 200, {"id": name, "sha": sha, "private": repo.private, "tags": [], "siblings": siblings}
 
     def tree(self, repo_id, revision):
         repo = self.repo(repo_id)
@@ -293,6 +297,8 @@ class Handler(BaseHTTPRequestHandler):
             value = line["value"]
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.server.blobs[value["oid"]]
             else:
@@ -326,6 +332,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 REPO = r"(?P<repo_id>[^/]+/[^/]+)"
+SPACE = r"(?P<repo_id>spaces/[^/]+/[^/]+)"  # under a key of its own: a Space may have a model's name
 ROUTES = [
     (r"POST /api/repos/create", "create"),
     (r"POST /api/validate-yaml", "validate_yaml"),
@@ -334,6 +341,12 @@ ROUTES = [
     (rf"GET /api/(?:models|datasets)/{REPO}/tree/(?P<revision>[^/]+)(?:/.*)?", "tree"),
     (rf"POST /api/datasets/{REPO}/paths-info/(?P<revision>.+)", "paths_info"),
     (rf"POST /api/models/{REPO}/preupload/(?P<revision>.+)", "preupload"),
+    (rf"GET /api/{SPACE}", "info"),
+    (rf"GET /api/{SPACE}/revision/(?P<revision>.+)", "info"),
+    (rf"GET /api/{SPACE}/tree/(?P<revision>[^/]+)(?:/.*)?", "tree"),
+    (rf"POST /api/{SPACE}/preupload/(?P<revision>.+)", "preupload"),
+    (rf"POST /api/{SPACE}/commit/(?P<revision>.+)", "commit"),
+    (rf"(?:GET|HEAD) /{SPACE}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
     (rf"POST /api/models/{REPO}/branch/(?P<branch>.+)", "branch"),
     (rf"POST /api/models/{REPO}/commit/(?P<revision>.+)", "commit"),
     (rf"POST /{REPO}\.git/info/lfs/objects/batch", "lfs_batch"),

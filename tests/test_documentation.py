@@ -42,6 +42,7 @@ from ddim_hf.training.recipe_table import recipe_table
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("examples/**/*.py"))
+PAGE = "ddim_hf.app"  # a module with a command line
 WITHOUT_ARGUMENTS = ("examples/minimal.py", "examples/benchmarks/benchmark_processes.py")
 LANGUAGES = {"sh", "python", "bibtex", "text", "json"}
 FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -56,6 +57,7 @@ SMALL = {
     "trajectory.py": "--num_images 2 --num_inference_steps 3",
     "nearest.py": "--num_images 2 --num_inference_steps 2",
     "push_to_hub.py": "",
+    "push_space.py": "",
     "calibrate.py": "--num_inference_steps 2,3 --num_images 2 --teacher_steps 4",
 }
 # Values that stand for larger ones or for what lies on the real Hub, where they are printed.
@@ -64,6 +66,7 @@ NOT_RUN = {
     r"^make ": "minutes or hours; what their recipes run is parsed",
     r"^(pip|source) ": "tests/test_packaging.py installs the package",
     r"-m pytest": "these tests",
+    r"-m ddim_hf.app": "serves until it is stopped; tests/app/ asks its server",
     r"--multi_gpu": "several processes; tests/training/test_processes.py starts two",
     r"benchmarks/": "a GPU, or an hour; tests/test_examples.py runs benchmark.py's first part",
     r"choose_ema\.py": "a run with checkpoints; tests/training/test_choice_of_average.py runs it",
@@ -126,7 +129,7 @@ class Reached(BaseException):
 
 @functools.cache
 def parser_of(script: str) -> argparse.ArgumentParser:
-    """The parser that a script makes for itself."""
+    """The parser that a script, or a module, makes for itself."""
 
     def reached(parser, *_, **__):
         raise Reached(parser)
@@ -136,7 +139,10 @@ def parser_of(script: str) -> argparse.ArgumentParser:
         patch.setattr(sys, "argv", [script])
         patch.syspath_prepend(str(Path(ROOT, script).parent))
         with pytest.raises(Reached) as end:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+            if script.endswith(".py"):
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+            else:
+                runpy.run_module(script, run_name="__main__")
     return end.value.args[0]
 
 
@@ -154,6 +160,10 @@ def test_commands_fit_their_scripts(command):
             }
         elif program.startswith("python") and words[0] == "-m":
             assert importlib.util.find_spec(words[1])
+            if words[1] == PAGE:
+                assert not parser_of(PAGE).parse_known_args(words[2:])[1]
+        elif program == "bash":
+            assert (ROOT / words[0]).is_file()
         elif program.startswith("python"):
             script, *words = words
             if script in WITHOUT_ARGUMENTS:
@@ -271,7 +281,7 @@ def spans(page: Path) -> list[str]:
 
 def test_flags_are_there():
     """Each flag that a page names in its prose is one of a script's, or of `accelerate launch`."""
-    parsers = [parser_of(script) for script in SCRIPTS if script not in WITHOUT_ARGUMENTS]
+    parsers = [parser_of(script) for script in [*SCRIPTS, PAGE] if script not in WITHOUT_ARGUMENTS]
     known = {"--help", "--traceback"}.union(*(parser._option_string_actions for parser in parsers))
     known |= {*launch_command_parser()._option_string_actions, *FLAGS_OF_DIFFUSERS}
     named = {(page.name, flag) for page in PAGES for text in spans(page) for flag in re.findall(r"--\w+", text)}

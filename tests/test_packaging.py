@@ -19,6 +19,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models" / "ddim-cifar10-64"
 NOT_CORE = "accelerate datasets transformers cleanfid torchvision scipy matplotlib sklearn tensorboard pyarrow".split()
+NOT_CORE += ["gradio"]
 
 
 def command(*words, cwd: Path) -> str:
@@ -69,10 +70,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
         metadata = wheel.read(next(name for name in names if name.endswith("/METADATA"))).decode()
     inside = {name for name in names if ".dist-info/" not in name}
     modules = {str(file.relative_to(ROOT)) for file in (ROOT / "ddim_hf").rglob("*.py")}
-    assert inside == modules | {"ddim_hf/py.typed"}
+    assert inside == modules | {"ddim_hf/py.typed", "ddim_hf/app/page.css", "ddim_hf/app/page.js"}
     assert "Description-Content-Type: text/markdown" in metadata and "# ddim_hf" in metadata
-    assert set(re.findall(r"Provides-Extra: (\w+)", metadata)) == {"train", "eval", "demo", "test"}
-    assert "gradio" not in metadata
+    assert set(re.findall(r"Provides-Extra: (\w+)", metadata)) == {"train", "eval", "demo", "app", "test"}
 
 
 def test_the_source_archive_installs_as_the_wheel_does(built, installed, tmp_path):

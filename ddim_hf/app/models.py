@@ -1,0 +1,44 @@
+"""The models that a page shows: its own, and others that visitors name where its owner allows that."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+from ..generation import load_pipeline
+from ..pipeline_ddim_custom import DDIMCustomPipeline
+
+
+class Models:
+    """Pipelines by name, the last few of them loaded; a visitor's choice changes nothing for the others.
+
+    Args:
+        own: the page's own model, a folder or an id on the Hub, which is loaded at once and stays.
+        allow_others: whether other names than "" and `own` are loaded.
+        kept: how many models stay loaded.
+
+    Raises:
+        OSError, ValueError: it cannot be loaded, or not sampled from.
+    """
+
+    def __init__(self, own: str, allow_others: bool, kept: int, load: Callable = load_pipeline):
+        self.own, self.allow_others, self._kept, self._load = own, allow_others, kept, load
+        self._lock, self._loaded = threading.Lock(), OrderedDict()
+        self._own = self._sampling(own)
+
+    def get(self, name: str = "") -> DDIMCustomPipeline:
+        """The model of a name; "" is the page's own. Raises as the constructor does, and where it is not allowed."""
+        if name in ("", self.own):
+            return self._own
+        if not self.allow_others:
+            raise PermissionError("this page shows one model alone; its owner can allow others with --allow_models")
+        with self._lock:
+            pipe = self._loaded.pop(name, None) or self._sampling(name)
+            self._loaded[name] = pipe
+            while len(self._loaded) > self._kept - 1:  # the own one counts
+                self._loaded.popitem(last=False)
+            return pipe
+
+    def _sampling(self, name: str) -> DDIMCustomPipeline:
+        pipe = self._load(name)
+        pipe.check_sampling()
+        return pipe

@@ -1,0 +1,68 @@
+"""A call of a pipeline that can be watched, and stopped between two passes through the network."""
+
+import copy
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+from ..pipeline_ddim_custom import DDIMCustomPipeline
+
+# Requests take turns: two at once would only slow each other down, and hold the memory of both.
+network_thread = ThreadPoolExecutor(1, thread_name_prefix="network")
+
+
+@dataclass
+class Moment:
+    """How far a call has come: batches through the network, seconds, and what it last showed."""
+
+    batches: int = 0
+    seconds: float = 0.0
+    latest: Any = None
+
+
+class Stopped(Exception):
+    """Whoever watched has gone."""
+
+
+def watch(
+    pipe: DDIMCustomPipeline,
+    work: Callable[[DDIMCustomPipeline, Callable[[Any], None]], Any],
+    view: Callable[[Moment], Any],
+    interval: float = 0.1,
+) -> Iterator[Any]:
+    """Run work(pipeline, show) in the network's thread; yield view(moment); return what it returns, and its seconds.
+
+    `pipeline` is a copy of `pipe` over the same network; what is given to `show` is in the next moment, or superseded.
+    Closing this generator stops the work before its next pass. Batches, and what is shown, come at most once in
+    `interval` seconds each.
+    """
+    news, stopped, began = SimpleQueue(), threading.Event(), time.perf_counter()
+    watched = copy.copy(pipe)
+
+    def network(*inputs: Any) -> Any:
+        if stopped.is_set():
+            raise Stopped
+        output = pipe._network(*inputs)
+        news.put(("batch", None))
+        return output
+
+    watched._network = network  # every pass of every method goes through it
+    done = network_thread.submit(work, watched, lambda shown: news.put(("shown", shown)))
+    done.add_done_callback(lambda _: news.put(("end", None)))
+    moment, kind, last = Moment(), "", {"batch": -interval, "shown": -interval}
+    try:
+        while kind != "end":
+            kind, shown = news.get()
+            moment.batches += kind == "batch"
+            moment.latest = shown if kind == "shown" else moment.latest
+            moment.seconds = time.perf_counter() - began
+            if kind != "end" and news.empty() and moment.seconds - last[kind] >= interval:
+                last[kind] = moment.seconds
+                yield view(moment)
+        return done.result(), moment.seconds
+    finally:
+        stopped.set()

@@ -9,6 +9,13 @@ from functools import partial
 
 import torch
 from diffusers import UNet2DModel
+from tqdm.auto import tqdm
+
+from .processes import is_first
+from .words import counted
+
+# Of the CIFAR-10 network on 16 cores 0.33 and 0.13 were measured, with new code and with code from torch's cache.
+SECONDS_PER_LAYER, SECONDS_PER_CACHED_LAYER = 0.33, 0.13
 
 
 class FastNetwork:
@@ -79,11 +86,14 @@ class FastNetwork:
             return self._forward(self._twin, *inputs)
         import torch._dynamo  # a second, so not before it is needed
 
+        began = time.perf_counter()
+        self.say(f"{self._compiling(inputs[0])}; each new batch size compiles once")
         try:
             # Eight batch sizes and networks are the default limit of a process, past which it would not compile.
             with torch._dynamo.config.patch(recompile_limit=256):
                 output = self._forward(self._twin, *inputs)
             self._compiled_shapes.add(shapes)
+            self.say(f"compiled in {time.perf_counter() - began:.0f} s")
             return output
         except torch._dynamo.exc.TorchDynamoException as error:  # no headers, a failing compiler, a torn cache
             cause = getattr(error, "inner_exception", error)
@@ -92,6 +102,21 @@ class FastNetwork:
         self.compiled = False
         self._prepare()
         return self._forward(self._twin, *inputs)
+
+    def _compiling(self, x: torch.Tensor) -> str:
+        kinds = torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.Linear
+        layers = sum(isinstance(module, kinds) for module in self.unet.modules())
+        count, _, height, width = x.shape
+        return (
+            f"compiling the network for {counted(count, 'image')} of {height} x {width}: about "
+            f"{SECONDS_PER_LAYER * layers:.0f} s, or {SECONDS_PER_CACHED_LAYER * layers:.0f} s where torch's cache has the code"
+        )
+
+    @staticmethod
+    def say(text: str):
+        """Print a line, on one process."""
+        if is_first():
+            tqdm.write(text)  # above a progress bar, where there is one
 
     def undo(self):
         """Give the network's weights their default layout back."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.utils import make_image_grid
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 ARRAYS = ("np", "numpy", "np.array", None)  # what diffusers' own pipelines take for "np"
@@ -136,3 +136,15 @@ def image_grid(images: Sequence[Image.Image], columns: int | None = None, side: 
     shown = [ImageOps.expand(image.convert("RGB").resize(size, Image.Resampling.BICUBIC), 2) for image in images]
     blank = Image.new("RGB", shown[0].size)
     return make_image_grid(shown + [blank] * (rows * columns - len(shown)), rows=rows, cols=columns)
+
+
+def label_rows(grid: Image.Image, labels: Sequence[str]) -> Image.Image:
+    """Put a text on the left of each row of a grid; the rows are of one height."""
+    font, row = ImageFont.load_default(), grid.height / len(labels)
+    margin = 8 + round(max(font.getlength(label) for label in labels))
+    labelled = Image.new("RGB", (margin + grid.width, grid.height))
+    labelled.paste(grid, (margin, 0))
+    draw = ImageDraw.Draw(labelled)
+    for number, label in enumerate(labels):
+        draw.text((4, (number + 0.5) * row - 6), label, fill="white", font=font)
+    return labelled

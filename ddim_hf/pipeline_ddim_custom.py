@@ -7,8 +7,11 @@ import math
 import operator
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,7 @@ from .guidance import (
 )
 from .images import check_output_type, images_to_states, states_to_images
 from .inversion import encode
+from .keywords import answer_unknown
 from .pipeline_output import DDIMInversionOutput, DDIMPipelineOutput, DDIMReconstructionOutput
 from .scheduling_ddim_custom import DDIMSchedulerCustom
 from .unet import weights_hash, weights_mark
@@ -116,6 +120,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
 
     # Sampling
 
+    @answer_unknown
     @torch.no_grad()
     def __call__(
         self,
@@ -283,8 +288,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
         batch_size = count_images(batch_size, class_labels)
         if max_batch_size is not None:
             check_whole_numbers(max_batch_size=max_batch_size)
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta is {eta}; allowed: 0 (DDIM) to 1 (DDPM)")
+        if not (is_number(eta) and 0 <= eta <= 1):
+            raise ValueError(f"eta is {eta!r}; allowed: 0 (DDIM) to 1 (DDPM)")
         if num_inference_steps is not None:
             self._new_schedule(num_inference_steps)
         _check_scheduler(self.scheduler)
@@ -293,8 +298,13 @@ class DDIMCustomPipeline(DiffusionPipeline):
             raise ValueError("seeds and generator are both given; allowed: one of them")
         if seeds is not None:
             _check_seeds(seeds, batch_size)
+        generators = generator if isinstance(generator, list) else [generator] * (generator is not None)
+        if not all(isinstance(each, torch.Generator) for each in generators):
+            raise ValueError(f"generator is {generator!r}; allowed: torch.Generator(s), or seeds=[1] for ints")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"generator has {len(generator)} entries; allowed: one, or batch_size ({batch_size})")
+        if latents is not None and not isinstance(latents, torch.Tensor):
+            raise ValueError(f"latents is {type(latents).__name__}; allowed: a torch tensor")
         shape = self._open_shape
         if latents is None:
             shape = self.state_shape
@@ -394,11 +404,12 @@ class DDIMCustomPipeline(DiffusionPipeline):
 
     def _network(self, x: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         """The network's own prediction, for classes [B]."""
-        if self.fast_network is None:
+        fast = self.fast_network
+        if fast is None or (_exactly.get() and fast.dtype != torch.float32):
             output = self.unet(x, timestep, **({} if labels is None else {"class_labels": labels})).sample
         else:
-            if not self.fast_network.serves(self.unet, x.device):
-                self.enable_fast_sampling(*self.fast_network.asked_for)
+            if not fast.serves(self.unet, x.device):
+                self.enable_fast_sampling(*fast.asked_for)
             output = self.fast_network(x, timestep, labels)
         return output[:, : x.shape[1]]
 
@@ -455,6 +466,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
 
     # Encoding
 
+    @answer_unknown
     @torch.no_grad()
     def invert(
         self,
@@ -503,7 +515,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
         chunk_size = max_batch_size or len(x0)
         chunks = [slice(start, start + chunk_size) for start in range(0, len(x0), chunk_size)]
         trajectories, residuals = [], []
-        with self.progress_bar(total=len(scheduler.timesteps) * len(chunks)) as bar:
+        with _in_float32(exact), self.progress_bar(total=len(scheduler.timesteps) * len(chunks)) as bar:
             for chunk in chunks:
                 x, network = self._on_device(x0[chunk]), partial(self._predict, condition=condition.of(chunk))
                 states, residual = encode(network, scheduler, x, exact, tolerance, max_iterations, bar.update)
@@ -522,12 +534,13 @@ class DDIMCustomPipeline(DiffusionPipeline):
             raise ValueError(f"encoding with {type(self.scheduler).__name__}; allowed: DDIMSchedulerCustom")
         if self.scheduler.config.x0_formula != "exact":
             raise ValueError("encoding with x0_formula 'as_printed'; allowed: 'exact'")
-        if tolerance is not None and not tolerance > 0:
-            raise ValueError(f"tolerance is {tolerance}; allowed: above 0")
+        if tolerance is not None and not (is_number(tolerance) and tolerance > 0):
+            raise ValueError(f"tolerance is {tolerance!r}; allowed: above 0")
         check_whole_numbers(max_iterations=max_iterations)
         if max_batch_size is not None:
             check_whole_numbers(max_batch_size=max_batch_size)
 
+    @answer_unknown
     def reconstruct(
         self,
         images: Any,
@@ -557,7 +570,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
         guidance |= dict(guidance_interval=guidance_interval, guide=guide)
         encoded = self.invert(x0, exact=exact, input_type="latent", **schedule, **guidance, **solver)
         plainly = dict(clip_sample=False, calibrated=False, output_type="latent")
-        decoded = self(len(x0), latents=encoded.latents, **plainly, **schedule, **guidance).images
+        with _in_float32(exact):
+            decoded = self(len(x0), latents=encoded.latents, **plainly, **schedule, **guidance).images
         # States span [-1, 1], twice the range of pixels in [0, 1].
         mse = ((decoded.float().cpu() - x0.float().cpu()) / 2).square().flatten(1).mean(1)
         return DDIMReconstructionOutput(
@@ -567,6 +581,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
             residual=encoded.residual,
         )
 
+    @answer_unknown
     def interpolate(
         self,
         *corners: Any,
@@ -618,7 +633,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
             latents = self.invert(states, **encoding, **schedule, **guidance).latents
             clip_sample, calibrated = bool(clip_sample), False  # the inverse of plain steps are plain steps
         else:
-            calibrated = None
+            exact, calibrated = False, None  # nothing to give back
             latents = self._corner_latents(corners)
 
         weights = torch.linspace(0, 1, num_images).tolist()
@@ -631,7 +646,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
             class_labels = shares_between(ids, num_images, classes=len(self.id2label) + 1)
         sampling = dict(clip_sample=clip_sample, calibrated=calibrated, output_type=output_type)
         sampling |= dict(class_labels=class_labels, **guidance)
-        return self(len(path), latents=torch.stack(path), **sampling, **schedule)
+        with _in_float32(exact):
+            return self(len(path), latents=torch.stack(path), **sampling, **schedule)
 
     def _corner_latents(self, corners: Sequence[Any]) -> torch.Tensor:
         """[K, C, H, W] latents, of unit scale, of corners that are latents or seeds."""
@@ -775,7 +791,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
 
         The network itself keeps its forwards; only its weights are laid out channels-last in place, until
         `disable_fast_sampling`. Another pipeline that holds it computes as before, but for the order of float sums.
-        Exact encoding converges slowly in bf16: encode before, or with float32.
+        Exact encoding, which bf16 cannot resolve, and what `reconstruct` and `interpolate` make of it are in float32
+        all the same. Prints what was chosen, and at the first call of each batch size that it compiles.
 
         Args:
             dtype: torch.bfloat16 or torch.float32; None takes bf16 where the device computes it faster
@@ -787,6 +804,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
         """
         self.disable_fast_sampling()
         self.fast_network = FastNetwork(self.unet, self._execution_device, dtype, compile)
+        self.fast_network.say(f"fast sampling: {self.fast_network.description}")
         return self.fast_network.description
 
     def disable_fast_sampling(self):
@@ -884,6 +902,19 @@ def _write_stock_names(folder: Path):
     write_text(index_file, json.dumps(index, indent=2) + "\n")
 
 
+_exactly: ContextVar[bool] = ContextVar("exactly", default=False)  # of this thread's call: not in bf16
+
+
+@contextmanager
+def _in_float32(wanted: bool) -> Iterator[None]:
+    """Have fast sampling not compute in bf16 here, if `wanted`."""
+    token = _exactly.set(wanted or _exactly.get())
+    try:
+        yield
+    finally:
+        _exactly.reset(token)
+
+
 def slerp(start: torch.Tensor, end: torch.Tensor, weight: float) -> torch.Tensor:
     """Return the point at `weight` (0 start, 1 end) on the great circle between two tensors of one shape (eq. 67)."""
     cosine = torch.cosine_similarity(start.flatten().cpu().double(), end.flatten().cpu().double(), dim=0)
@@ -891,6 +922,11 @@ def slerp(start: torch.Tensor, end: torch.Tensor, weight: float) -> torch.Tensor
     if math.sin(angle) < 1e-6:  # same or opposite directions: no one great circle to follow
         return torch.lerp(start, end, weight)
     return math.sin((1 - weight) * angle) / math.sin(angle) * start + math.sin(weight * angle) / math.sin(angle) * end
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, of Python's or numpy's; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_whole_numbers(*, least: int = 1, **numbers: Any):
@@ -909,7 +945,7 @@ def _check_seeds(seeds: Sequence[int], batch_size: int):
             fits = -(2**63) <= operator.index(seed) < 2**64  # what torch.Generator takes
         except TypeError:
             fits = False
-        if not fits:
+        if not fits or isinstance(seed, bool):
             raise ValueError(f"seeds has {seed!r}; allowed: ints of 64 bits")
 
 

@@ -46,6 +46,11 @@ def processes() -> Any:
     return PartialState(cpu=wanted or not torch.accelerator.is_available())
 
 
+def is_first() -> bool:
+    """Whether this process is the one that says what all processes of a run would; nothing is set up to tell."""
+    return os.environ.get("RANK", "0") == "0"  # which the launchers set
+
+
 def on_main(action: Callable[[], Any]) -> Any:
     """Call `action` on the main process alone, and return its result on all of them.
 

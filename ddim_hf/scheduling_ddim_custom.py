@@ -8,6 +8,7 @@ import inspect
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import diffusers
@@ -281,8 +282,9 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
 
     def _spaced_timesteps(self, steps: int) -> list[int]:
         total = len(self)
-        if isinstance(steps, bool) or steps != int(steps) or not 1 <= steps <= total:
-            raise ValueError(f"num_inference_steps is {steps}; allowed: whole numbers from 1 to {total}")
+        number = isinstance(steps, Real) and not isinstance(steps, bool)
+        if not (number and 1 <= steps <= total and steps == int(steps)):
+            raise ValueError(f"num_inference_steps is {steps!r}; allowed: whole numbers from 1 to {total}")
         steps = int(steps)
         if self.config.skip_type == "quad":
             return quadratic_timesteps(steps, total)
@@ -299,11 +301,14 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
         return ascending[::-1].astype(np.int64).tolist()
 
     def _checked_timesteps(self, timesteps: Sequence[int]) -> list[int]:
-        given = [int(t) for t in timesteps]
         total = len(self)
-        decreasing = all(a > b for a, b in zip(given, given[1:], strict=False))
-        if not given or not decreasing or any(g != t for g, t in zip(given, timesteps, strict=True)):
-            raise ValueError(f"timesteps is {list(timesteps)}; allowed: strictly decreasing ints in [0, {total})")
+        try:
+            given = [int(t) for t in timesteps]
+            whole = all(g == t and not isinstance(t, bool) for g, t in zip(given, timesteps, strict=True))
+        except (TypeError, ValueError):  # no sequence, or not of numbers
+            given, whole = [], False
+        if not given or not whole or any(a <= b for a, b in zip(given, given[1:], strict=False)):
+            raise ValueError(f"timesteps is {timesteps!r}; allowed: strictly decreasing ints in [0, {total})")
         if given[0] >= total or given[-1] < 0:
             raise ValueError(f"timesteps runs from {given[0]} to {given[-1]}; allowed: ints in [0, {total})")
         return given

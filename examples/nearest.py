@@ -17,7 +17,7 @@ from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import run
 from ddim_hf.data import load_images
 from ddim_hf.files import whole_file, write_text
-from ddim_hf.images import image_grid, pixels_to_pil, states_to_pixels
+from ddim_hf.images import image_grid, label_rows, pixels_to_pil, states_to_pixels
 
 
 def nearest(images: torch.Tensor, training, neighbours: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,7 +75,8 @@ def main():
         rows += [sample, *pixels_to_pil(training[found.tolist()])]
     args.output_dir.mkdir(parents=True, exist_ok=True)
     with whole_file(args.output_dir / "nearest.png") as file:
-        image_grid(rows, args.neighbours + 1).save(file)
+        labels = [f"seed {seed}" for seed in range(args.num_images)]
+        label_rows(image_grid(rows, args.neighbours + 1), labels).save(file)
     write_text(args.output_dir / "nearest.json", json.dumps(report, indent=2) + "\n")
     for name in ("samples_rms", "held_out_rms"):
         if name in report:

@@ -14,7 +14,8 @@ from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import CLASS_FLAGS, add_class_flags, run, take_classes
 from ddim_hf.data import load_images
 from ddim_hf.files import whole_file, write_text
-from ddim_hf.images import image_grid, pixels_to_pil
+from ddim_hf.hub import trained_on
+from ddim_hf.images import image_grid, label_rows, pixels_to_pil
 
 
 def main():
@@ -23,8 +24,12 @@ def main():
     )
     parser.add_argument("model", help="folder or Hub id")
     parser.add_argument("output_dir", type=Path)
-    parser.add_argument("--data", default="digits", help="images to encode: 'digits', a folder, parquet, or a Hub id")
-    parser.add_argument("--split", help="default: test of the digits, else the data's own default")
+    parser.add_argument(
+        "--data",
+        help="images to encode: 'digits', a folder, parquet, or a Hub id; those that the model was trained on, as its "
+        "record or card names them, if not given",
+    )
+    parser.add_argument("--split", help="default: the model's validation split, else the data's own default")
     parser.add_argument("--image_column", help="of the data")
     parser.add_argument("--dataset_config_name", help="which of the data's configurations")
     parser.add_argument("--dataset_revision", help="of data on the Hub: branch, tag or commit")
@@ -42,29 +47,37 @@ def main():
     pipe = DDIMCustomPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(leave=False)
     channels, resolution, _ = pipe.state_shape
-    split = args.split or ("test" if args.data == "digits" else None)
-    options = {"image_column": args.image_column, "config_name": args.dataset_config_name}
-    options |= {"revision": args.dataset_revision, "resolution": resolution, "channels": channels}
+    given = {"name": args.data, "split": args.split, "image_column": args.image_column}
+    given |= {"config_name": args.dataset_config_name, "revision": args.dataset_revision}
+    data = trained_on(args.model) if args.data is None else {}
+    data |= {name: value for name, value in given.items() if value is not None}
+    options = {"resolution": resolution, "channels": channels}
     options |= {"cache_dir": args.cache_dir, "refresh_cache": args.refresh_cache}
-    images = load_images(args.data, split=split, **options)[: args.num_images]
+    try:
+        images = load_images(**data, **options)[: args.num_images]
+    except (ValueError, OSError) as error:
+        if args.data is None:
+            error.add_note(f"{args.model} was trained on {data['name']!r}; --data names other images")
+        raise
 
     if args.class_labels is not None:
         classes["class_labels"] = pipe.labels_in_turn(classes["class_labels"], range(len(images)))
-    rows, figures = [pixels_to_pil(images)], {}
+    rows, labels, figures = [pixels_to_pil(images)], ["original"], {}
     for steps in args.num_inference_steps:
         for exact in (False, True):
             output = pipe.reconstruct(images, steps, exact, max_batch_size=args.max_batch_size, **classes)
             rows.append(output.images)
             kind = "exact" if exact else "plain"
+            labels.append(f"{steps} steps, {kind}")
             figures.setdefault(str(steps), {})[kind] = output.mse.mean().item()
             print(f"{steps:4d} steps, {kind}: mean squared error {output.mse.mean():.3g}")
         figures[str(steps)]["worst_residual"] = output.residual
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
     with whole_file(args.output_dir / "reconstruct.png") as file:
-        image_grid([image for row in rows for image in row], len(images)).save(file)
+        label_rows(image_grid([image for row in rows for image in row], len(images)), labels).save(file)
     asked = {name: vars(args)[name] for name in CLASS_FLAGS}
-    report = {"model": args.model, "data": args.data, "images": len(images), **asked, "mse": figures}
+    report = {"model": args.model, "data": data["name"], "images": len(images), **asked, "mse": figures}
     write_text(args.output_dir / "reconstruct.json", json.dumps(report, indent=2) + "\n")
     print(f"wrote {args.output_dir / 'reconstruct.png'} and reconstruct.json")
 

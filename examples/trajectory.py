@@ -17,7 +17,7 @@ from PIL import Image
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import CLASS_FLAGS, add_class_flags, run, take_classes
 from ddim_hf.files import whole_file, write_text
-from ddim_hf.images import states_to_images
+from ddim_hf.images import label_rows, states_to_images
 
 
 def main():
@@ -68,7 +68,8 @@ def main():
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
     with whole_file(args.output_dir / "trajectory.png") as file:
-        make_image_grid(cells, 2 * args.num_images, len(shown)).save(file)
+        labels = [f"seed {args.seed + k}, {kind}" for k in range(args.num_images) for kind in ("x_t", "x_0")]
+        label_rows(make_image_grid(cells, 2 * args.num_images, len(shown)), labels).save(file)
     with whole_file(args.output_dir / "trajectory.gif") as file:
         export_to_gif([frame.convert("RGB") for frame in frames], str(file), fps=10)
     report = {

@@ -250,6 +250,7 @@ def test_interpolation_between_images_ends_at_them(random_pipeline):
         ("invert", (torch.full((1, 1, 8, 8), 2.0),), {}, "values from 2 to 2; allowed"),
         ("invert", (torch.zeros(1, 1, 4, 4),), {}, r"shape \(1, 1, 4, 4\); allowed"),
         ("invert", (torch.zeros(1, 1, 8, 8),), {"tolerance": 0}, "tolerance is 0"),
+        ("invert", (torch.zeros(1, 1, 8, 8),), {"tolerance": "a"}, "tolerance is 'a'; allowed: above 0"),
         ("invert", (torch.zeros(1, 1, 8, 8),), {"max_iterations": 0}, "max_iterations is 0"),
         ("invert", (torch.zeros(1, 1, 8, 8),), {"max_batch_size": 0}, "max_batch_size is 0"),
         ("reconstruct", ("a.png",), {}, "images is str"),

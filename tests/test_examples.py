@@ -46,9 +46,10 @@ def picture(file) -> Image.Image:
 
 def test_reconstruct(monkeypatch, tmp_path, model):
     """reconstruct.py leaves a picture with a row for each way and a table in which exact beats plain."""
-    words = ["--num_images", 3, "--num_inference_steps", 5, 10]
+    words = ["--data", "digits", "--num_images", 3, "--num_inference_steps", 5, 10]
     assert run(monkeypatch, "reconstruct.py", model, tmp_path, *words) == 0
-    assert picture(tmp_path / "reconstruct.png").size == (3 * 52, 5 * 52)
+    shown = picture(tmp_path / "reconstruct.png")
+    assert shown.height == 5 * 52 and 3 * 52 < shown.width < 5 * 52  # labels stand on the left
     mse = json.loads((tmp_path / "reconstruct.json").read_text())["mse"]
     assert mse.keys() == {"5", "10"} and all(row["exact"] < row["plain"] for row in mse.values())
 
@@ -104,7 +105,8 @@ def test_trajectory(monkeypatch, tmp_path, model):
     """trajectory.py shows states above predictions, moves through them in a GIF, and ends where it leads."""
     words = ["--num_images", 2, "--num_inference_steps", 5, "--columns", 3]
     assert run(monkeypatch, "trajectory.py", model, tmp_path, *words) == 0
-    assert picture(tmp_path / "trajectory.png").height == 4 * picture(tmp_path / "trajectory.png").width // 3
+    shown = picture(tmp_path / "trajectory.png")
+    assert shown.height == 4 * 64 and 3 * 64 < shown.width < 5 * 64  # labels stand on the left
     assert picture(tmp_path / "trajectory.gif").n_frames >= 5
     assert json.loads((tmp_path / "trajectory.json").read_text())
 
@@ -113,7 +115,8 @@ def test_nearest_finds_the_same_image(monkeypatch, tmp_path, model):
     """nearest.py's distances are those of all pairs, and a training image's own nearest neighbour is itself."""
     words = ["--num_images", 3, "--neighbours", 2, "--num_inference_steps", 3]
     assert run(monkeypatch, "nearest.py", model, "digits", tmp_path, *words) == 0
-    assert picture(tmp_path / "nearest.png").size == (3 * 52, 3 * 52)
+    shown = picture(tmp_path / "nearest.png")
+    assert shown.height == 3 * 52 and 3 * 52 < shown.width < 4 * 52  # labels stand on the left
     report = json.loads((tmp_path / "nearest.json").read_text())
     assert len(report["samples_rms"]) == len(report["held_out_rms"]) == 3
 
@@ -156,6 +159,7 @@ def test_the_benchmarks_check_can_fail():
     "script, words, message",
     [
         ("reconstruct.py", ["nowhere/model", "out"], "nowhere/model"),
+        ("reconstruct.py", ["MODEL", "out"], "does not tell what it was trained on; allowed: with --data"),
         ("reconstruct.py", ["MODEL", "out", "--num_images", "-4"], "num_images is -4; allowed"),
         ("sample.py", ["MODEL", "--output_dir", "out", "--max_batch_size", "0"], "max_batch_size is 0; allowed"),
         ("evaluate.py", ["MODEL", "--reference", "digits", "--no_distance"], "nothing to measure"),
@@ -233,7 +237,8 @@ def test_scripts_read_data_as_training_does(monkeypatch, tmp_path, model):
     assert run(monkeypatch, "nearest.py", model, tmp_path / "t.parquet", tmp_path / "near", *options, *near) == 0
     words = ["--data", tmp_path / "t.parquet", "--num_inference_steps", 2]
     assert run(monkeypatch, "reconstruct.py", model, tmp_path / "back", *words, *options) == 0
-    assert picture(tmp_path / "back/reconstruct.png").convert("L").getpixel((26, 26)) == 255  # the mask's first
+    shown = picture(tmp_path / "back/reconstruct.png").convert("L")
+    assert shown.getpixel((shown.width - 2 * 52 + 26, 26)) == 255  # the mask's first
 
 
 def test_cifar10_from_training_to_report(tmp_path, model):

@@ -70,6 +70,19 @@ def test_bf16_is_the_networks_alone(pipe):
     assert all(state.dtype == torch.float32 for state in pipe(**SEEDS, return_trajectory=True).trajectory)
 
 
+def test_exact_encoding_runs_in_float32(pipe):
+    """With fast sampling in bf16, exact encoding, reconstruction and interpolation give the images back to 1e-4."""
+    with torch.no_grad():
+        pipe.unet.conv_out.weight.mul_(0.1)  # random weights of full size let rounding grow a thousandfold
+    images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    pipe.enable_fast_sampling(dtype=torch.bfloat16, compile=False)
+    again = pipe.reconstruct(images, 10, exact=True, output_type="pt")
+    assert again.residual <= 1e-5 and (again.images - images).abs().max() < 1e-4
+    ends = [image.movedim(0, -1).numpy() for image in images]
+    between = pipe.interpolate(*ends, num_images=2, num_inference_steps=10, output_type="pt").images
+    assert (between - images).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("mean, tolerance", [(0.0, 1e-5), (30.0, 1e-3)])
 @pytest.mark.parametrize("shape", [(3, 12, 8, 8), (3, 12, 20)])
 def test_group_norm_is_torchs(shape, mean, tolerance):
@@ -236,13 +249,17 @@ def test_disable_undoes_it(pipe, settings):
     assert torch.equal(pipe(**SEEDS).images, plain)
 
 
-def test_compiled_keeps_the_images(with_classes):
+def test_compiled_keeps_the_images(with_classes, capsys):
     """Compiled in float32 images are the plain pipeline's within 1e-4, with labels and guidance and without, which are
-    two batch sizes."""
+    two batch sizes; what was chosen, and that the first call of each compiles and for how long, is said."""
     pipe, run = with_classes
     plain, without = pipe(**run).images, pipe(**SEEDS).images
     assert "compiled on first use" in pipe.enable_fast_sampling(dtype=torch.float32)
     assert (pipe(**run).images - plain).abs().max() < 1e-4 and pipe.fast_network.compiled
+    chosen, compiling, compiled = capsys.readouterr().out.splitlines()
+    assert chosen.startswith("fast sampling: channels-last; float32")
+    assert re.fullmatch(r"compiling the network for \d images of 8 x 8: about \d+ s, or .*", compiling)
+    assert re.fullmatch(r"compiled in \d+ s", compiled)
     assert (pipe(**SEEDS).images - without).abs().max() < 1e-4
 
 

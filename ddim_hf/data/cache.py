@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..files import whole_file, write_text
 from .decoding import decode
-from .messages import reason, unreadable
+from .messages import reason, tell, unreadable
 from .sources import Source
 
 IN_MEMORY_BYTES = 2 * 2**30  # the most that each process holds itself, where the cache cannot be written
@@ -85,7 +84,7 @@ def decode_or_reuse(
             if not fits or pixels.shape == (shape[0] - len(broken), *shape[1:]):
                 return pixels, broken
         if not writable:
-            warnings.warn(f"the cache {cache} cannot be written: every process decodes for itself", stacklevel=3)
+            tell(f"the cache {cache} cannot be written: every process decodes for itself")
             return _decode_into_memory(source, shape, skip_broken, fits and np.prod(shape) <= IN_MEMORY_BYTES)
         if fits:
             broken = _write_pixels(source, shape, pixels_file, skip_broken)

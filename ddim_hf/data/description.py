@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..words import counted
 from .decoding import IMAGE_SUFFIXES
 from .folders import visible_files
 from .labels import in_order
@@ -62,8 +63,8 @@ class ImageDescription:
         return 1 if all(mode in GREY_MODES or mode.startswith("I;") for mode in self.modes) else 3
 
     def __str__(self) -> str:
-        count = "an unknown number of" if self.num_images is None else f"{self.num_images:,}"
-        words = [f"{count} images in {self.kind} {self.name!r}"]
+        count = "an unknown number of images" if self.num_images is None else counted(self.num_images, "image")
+        words = [f"{count} in {self.kind} {self.name!r}"]
         words += [f"split {self.split!r}"] if self.split else []
         if self.modes:
             small, large = (" x ".join(map(str, size)) for size in (self.smallest, self.largest))

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -14,9 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..words import counted
 from .decoding import IMAGE_SUFFIXES
 from .labels import Labels, number_labels
-from .messages import reason, refuse_options, tell_left_out
+from .messages import reason, refuse_options, tell, tell_left_out
 
 ARCHIVE_SUFFIXES = (".tar", ".zip")
 UNREAD_SUFFIXES = tuple(".heic .heif .jxl .svg .psd .exr .dng .cr2 .nef .arw".split())  # which Pillow cannot decode
@@ -124,12 +124,12 @@ def open_folder(name: str, folder: Path, files: list[Path]) -> dict[str, ImageFi
     """
     images = _with(IMAGE_SUFFIXES, files)
     shards = [file for file in files if SHARD.fullmatch(file.name)]
-    tell_left_out(name, _with(UNREAD_SUFFIXES, files), "images of formats that are not read")
+    tell_left_out(name, _with(UNREAD_SUFFIXES, files), "image of a format that is not read")
     if not images and not shards:
         raise FileNotFoundError(f"no images in the folder {name!r}: allowed are {' '.join(IMAGE_SUFFIXES)}, .parquet")
     if images:
-        tell_left_out(name, _with(ARCHIVE_SUFFIXES, files), "archives beside the images")
-        tell_left_out(name, shards, "arrays beside the images")
+        tell_left_out(name, _with(ARCHIVE_SUFFIXES, files), "archive beside the images")
+        tell_left_out(name, shards, "array beside the images")
     splits = {}
     for split, (root, found) in _by_split(name, _image_root(folder), images or shards).items():
         found = sorted(found, key=Path.as_posix)
@@ -155,13 +155,12 @@ def _by_split(name: str, root: Path, images: list[Path]) -> dict[str, tuple[Path
     beside = by_top.pop("", [])
     named, others = sorted(by_top.keys() & SPLIT_FOLDERS), sorted(by_top.keys() - SPLIT_FOLDERS)
     if named and not others:
-        tell_left_out(name, beside, f"images beside the splits {named}")
+        tell_left_out(name, beside, f"image beside the splits {named}")
         return {split: (root / split, by_top[split]) for split in named}
-    if len(named) > 1:  # one may be a class of that name
-        warnings.warn(
+    if len(named) > 1 or named and len(others) == 1:  # one among several may be a class of that name
+        tell(
             f"{name}: its folders {named} are read as one set with the others, {', '.join(others[:3])}, and not as "
-            f"splits: {len(images)} images",
-            stacklevel=4,
+            f"splits: {len(images)} images"
         )
     return {"train": (root, _once(name, by_folder))}
 
@@ -173,7 +172,7 @@ def _once(name: str, by_folder: dict[Path, list[Path]]) -> list[Path]:
         place = os.path.realpath(folder)
         (again if place in seen else once).extend(images)
         seen.add(place)
-    tell_left_out(name, again, "images that a link leads to a second time")
+    tell_left_out(name, again, "image that a link leads to a second time")
     return once
 
 
@@ -193,7 +192,7 @@ def visible_files(name: str, folder: Path) -> list[Path]:
             subfolders[:] = sorted(filter(_is_visible, subfolders))
             pending.extend(Path(below, sub) for sub in subfolders if Path(below, sub).is_symlink())
             found += [Path(below, file) for file in files if _is_visible(file)]
-    tell_left_out(name, not_followed, "links to folders that are read already")
+    tell_left_out(name, not_followed, "link to a folder that is read already")
     return found
 
 
@@ -234,4 +233,4 @@ def sample_manifest(folder: Path) -> dict[str, Any]:
 def _compare_with_manifest(name: str, images: Path, count: int):
     wanted = sample_manifest(images.parent).get("num_images", count)
     if wanted != count:
-        warnings.warn(f"{name}: holds {count} images, and {wanted} were to be sampled", stacklevel=4)
+        tell(f"{name}: holds {counted(count, 'image')}, and {wanted} were to be sampled")

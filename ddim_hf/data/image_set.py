@@ -1,6 +1,5 @@
 """A set of images, from wherever they come, as uint8 tensors of one shape."""
 
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +12,7 @@ from PIL import Image
 from .cache import THREADS, decode_or_reuse, default_cache, digest, fingerprint
 from .decoding import decode, to_pixels
 from .labels import Labels, in_order, keep_labels
-from .messages import reason, refuse_options, unreadable
+from .messages import reason, refuse_options, tell, unreadable
 from .sources import Source, digits, open_source
 
 
@@ -165,7 +164,7 @@ def load_images(
         raise ValueError(f"none of the {len(source)} images in {name!r} can be read: {source.label(0)} ({broken[0]})")
     if broken:
         first = ", ".join(source.label(number) for number in sorted(broken)[:3])
-        warnings.warn(f"{name}: left out {len(broken)} of {len(source)} images, not readable: {first}", stacklevel=2)
+        tell(f"{name}: left out {len(broken)} of {len(source)} images, not readable: {first}")
         key = digest(key, sorted(broken))
         labels = labels and replace(labels, numbers=np.delete(labels.numbers, sorted(broken)))
     if pixels is None:

@@ -4,6 +4,9 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..processes import is_first
+from ..words import counted
+
 ALLOWED = "give a folder of images, a parquet file, a Hub dataset's id (it needs the network once), or 'digits'"
 
 
@@ -18,10 +21,19 @@ def unreadable(label: str, why: str) -> ValueError:
     )
 
 
+def tell(text: str):
+    """Warn, on one of a run's processes: all of them read the same data. A warning that was given is not repeated."""
+    if is_first():
+        warnings.warn_explicit(text, UserWarning, __name__, 0, registry=_told)
+
+
+_told: dict = {}  # the warnings module's own notes
+
+
 def tell_left_out(name: str, files: Iterable[Path], what: str):
-    """Warn of what is not read, so that nothing is missing in silence."""
+    """Warn of what is not read, so that nothing is missing in silence; `what` it is, of one."""
     if files := sorted(files):
-        warnings.warn(f"{name}: left out {len(files)} {what}: {', '.join(map(str, files[:3]))}", stacklevel=4)
+        tell(f"{name}: left out {counted(len(files), what)}: {', '.join(map(str, files[:3]))}")
 
 
 def refuse_options(name: str, **options: str | None):

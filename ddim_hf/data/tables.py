@@ -138,10 +138,10 @@ def _tell_mixed(name: str, files: list[Path], dataset: Any):
     """The datasets library reads the most frequent kind of file in a folder, and no other."""
     if dataset.builder_name == "imagefolder":
         beside = [f for f in files if f.suffix.lower() in TABLE_SUFFIXES and f.stem != "metadata"]  # its own labels
-        tell_left_out(name, beside, "tables beside the images")
+        tell_left_out(name, beside, "table beside the images")
     else:
         beside = [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES]
-        tell_left_out(name, beside, "images beside the tables")
+        tell_left_out(name, beside, "image beside the tables")
 
 
 def find_image_column(name: str, dataset: Any, wanted: str | None) -> ImageColumn:

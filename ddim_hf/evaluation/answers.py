@@ -16,6 +16,7 @@ from ..generation import default_max_batch_size, describe_network, load_pipeline
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import on_main, processes
 from ..scheduling_ddim_custom import DDIMSchedulerCustom
+from ..words import counted, in_words
 from .classes import (
     Classes,
     ClassFigures,
@@ -216,19 +217,35 @@ def _measure_cells(
     plain = pipe
     if question.fast and question.also:  # stock knows no other
         plain = load_pipeline(question.model, revision=question.revision)
-    for cell in cells:
-        sampler = pipe if cell.implementation in ("ddim_hf", CALIBRATED) else plain
+    samplers = [pipe if cell.implementation in ("ddim_hf", CALIBRATED) else plain for cell in cells]
+    table = []
+    for cell, sampler in zip(cells, samplers, strict=True):
         row = model | target.protocol | {"num_images": question.num_images, **asdict(cell)}
         if cell.implementation == CALIBRATED:
             row["schedule"] = digest(question.schedule(pipe, cell))
-        rows = target.rows(row | {"network": describe_network(sampler)})
+        table.append(target.rows(row | {"network": describe_network(sampler)}))
+    to_come = [cell for cell, rows in zip(cells, table, strict=True) if not results.has(*rows)]
+    said = False
+    for cell, sampler, rows in zip(cells, samplers, table, strict=True):
         unfinished = _unfinished(question, sampler, rows[0], target.classifier)
         if not results.has(*rows):
             _set_scheduler(sampler, cell.tau, cell.variance)
             values = _sample_distances(question, cell, sampler, target, unfinished)
             seconds = {key: round(value, 3) for key, value in values.items() if key.startswith("seconds")}
             results.add(*(row | {"value": values[row["metric"]], **_by_class(row, values), **seconds} for row in rows))
+            to_come = [other for other in to_come if other != cell]
+            if seconds and to_come and not said and processes().is_main_process:
+                said = True
+                print(_time_to_come(seconds, cell, to_come), flush=True)
         unfinished.remove()
+
+
+def _time_to_come(seconds: dict[str, float], done: Cell, to_come: list[Cell]) -> str:
+    """How long these cells will take, by what one took: sampling in proportion to its steps, features alike."""
+    features = seconds["seconds_waiting"]
+    step = (seconds["seconds"] - features) / done.num_inference_steps
+    total = sum(step * cell.num_inference_steps + features for cell in to_come)
+    return f"about {in_words(total)} for the {counted(len(to_come), 'cell')} to come"
 
 
 def _by_class(row: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

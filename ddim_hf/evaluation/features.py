@@ -196,5 +196,6 @@ def _downloaded(fetch: Callable, *arguments: Any, url: str, **keywords: Any) -> 
     except OSError as error:  # urllib's, all of them
         raise FileNotFoundError(
             f"Inception's weights are not here and cannot be downloaded ({error}): give --inception_weights FILE, "
-            f"fetched elsewhere from {url}, or --feature_extractor FILE for a Frechet distance on other features"
+            f"fetched elsewhere from {url}, or --feature_extractor FILE (TorchScript) for a Frechet distance on other "
+            "features; a training goes without by --feature_extractor none, and saves grids of samples alone"
         ) from error

@@ -7,6 +7,7 @@ UNet and scheduler config at the root, with or without an index.
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import diffusers
 from huggingface_hub import HfApi, snapshot_download
@@ -99,6 +100,19 @@ def load_model(pipeline_class: type, load_folder: Callable, name: str | Path, **
     pipeline.register_to_config(_name_or_path=str(name))
     pipeline.commit = None if Path(name).is_dir() else folder.name
     return pipeline
+
+
+def load_configs(name: str | Path, cache_dir: str | Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return a model's configs: its network's, its scheduler's as ours, its index; of the Hub nothing else is loaded.
+
+    Raises as `resolve_model` does.
+    """
+    folder = resolve_model(name, weights=False, cache_dir=cache_dir)
+    scheduler = _scheduler(_first(folder, SCHEDULERS))
+    if not isinstance(scheduler, DDIMSchedulerCustom):
+        scheduler = DDIMSchedulerCustom.from_scheduler(scheduler)
+    index = folder / INDEX
+    return read_json(_first(folder, UNETS)), scheduler.config, read_json(index) if index.is_file() else {}
 
 
 def is_model(folder: str | Path) -> bool:

@@ -38,6 +38,7 @@ def step_memory(
     mixed_precision: str = "no",
     num_averages: int = 1,
     num_processes: int = 1,
+    passes: int = 1,
 ) -> StepMemory:
     """Estimate what a step takes beside the data, the libraries and what an allocator keeps of freed memory.
 
@@ -47,6 +48,7 @@ def step_memory(
         mixed_precision: "no", "fp16" or "bf16".
         num_averages: averaged weights that are kept.
         num_processes: with several, gradients are also held in the buckets that are sent.
+        passes: of a step; from the second on the gradients of those before are there too.
     """
     weights = 4 * sum(parameter.numel() for parameter in unet.parameters())
     size = unet.config.sample_size
@@ -54,10 +56,12 @@ def step_memory(
     with FakeTensorMode():
         network = UNet2DModel.from_config(unet.config)
         with _LiveBytes() as live:
-            x_t, noise, timesteps = torch.zeros(shape), torch.zeros(shape), torch.zeros(batch_size, dtype=torch.int64)
-            with torch.autocast("cpu", AUTOCAST[mixed_precision], enabled=mixed_precision != "no"):
-                prediction = network(x_t, timesteps, null_labels(network, batch_size)).sample
-            (prediction.float() - noise).square().mean().backward()
+            for _ in range(min(passes, 2)):  # the second has the peak of all that follow
+                x_t, noise = torch.zeros(shape), torch.zeros(shape)
+                with torch.autocast("cpu", AUTOCAST[mixed_precision], enabled=mixed_precision != "no"):
+                    timesteps = torch.zeros(batch_size, dtype=torch.int64)
+                    prediction = network(x_t, timesteps, null_labels(network, batch_size)).sample
+                (prediction.float() - noise).square().mean().backward()
     buckets = weights if num_processes > 1 else 0
     return StepMemory(lasting=weights * (3 + num_averages) + buckets, passing=live.peak)
 

@@ -8,6 +8,7 @@ import torch
 from diffusers import UNet2DModel
 
 from ..data import ImageDescription
+from ..words import counted, in_words
 from .classes import null_labels
 from .config import TrainingConfig
 from .memory import AUTOCAST, step_memory
@@ -20,7 +21,7 @@ TRANSPARENT = {"RGBA", "LA", "PA", "La", "RGBa"}
 def summarize(config: TrainingConfig, unet: UNet2DModel, images: ImageDescription) -> list[str]:
     """Return a line that says what a run understood, and below it one for each thing that changes or does not fit."""
     size, count = config.resolution, images.num_images
-    words = ["an unknown number of images" if count is None else f"{count:,} images"]
+    words = ["an unknown number of images" if count is None else counted(count, "image")]
     words += ["RGB" if unet.config.in_channels == 3 else "grey", f"{size} x {size}{_source_size(config, images)}"]
     parts = [", ".join(words)]
     if config.class_conditional:
@@ -55,7 +56,8 @@ def _steps(config: TrainingConfig, count: int | None) -> str:
         limits = {"epochs": config.num_train_epochs, "steps": config.max_train_steps}
         return " or ".join(f"{limit:,} {unit}" for unit, limit in limits.items() if limit) + ", what ends first"
     steps = config.steps_for(count)
-    return f"{steps:,} steps of {config.batch_size} images ({steps * config.batch_size / count:,.1f} epochs)"
+    epochs = steps * config.batch_size / count
+    return f"{counted(steps, 'step')} of {counted(config.batch_size, 'image')} ({epochs:,.1f} epochs)"
 
 
 def _changes(config: TrainingConfig, unet: UNet2DModel, images: ImageDescription) -> list[str]:
@@ -75,14 +77,14 @@ def _misfits(config: TrainingConfig, count: int | None) -> list[str]:
     said = []
     if count is not None and count < config.batch_size:
         said.append(
-            f"warning: {count} images are fewer than a batch of {config.batch_size}: a step takes some of them twice "
+            f"warning: {counted(count, 'image')}, fewer than a batch of {config.batch_size}: a step takes some twice "
             f"(--batch_size {count})"
         )
     if count is not None and config.steps_for(count) * config.batch_size > MOST_EPOCHS * count:
         epochs = config.steps_for(count) * config.batch_size / count
         said.append(
-            f"warning: {epochs:,.0f} epochs, more than {MOST_EPOCHS:,}: the network will learn {count:,} images by "
-            "heart (--num_train_epochs 200)"
+            f"warning: {epochs:,.0f} epochs, more than {MOST_EPOCHS:,}: the network will learn "
+            f"{counted(count, 'image')} by heart (--num_train_epochs 200)"
         )
     return said
 
@@ -135,12 +137,5 @@ def estimate_time(config: TrainingConfig, unet: UNet2DModel, device: torch.devic
         count = min(share, 8) if device.type == "cpu" else share // config.gradient_accumulation_steps
         passed = seconds(count)
     total = passed * share / count * steps
-    return f"time: about {in_words(total)} on {device.type}, from a trial of {count} images; samples not counted"
-
-
-def in_words(seconds: float) -> str:
-    """Return a duration in the unit that suits it."""
-    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
+    trial = counted(count, "image")
+    return f"time: about {in_words(total)} on {device.type}, from a trial of {trial}; samples not counted"

@@ -35,6 +35,7 @@ def describe_plan(config: TrainingConfig, accelerator: Accelerator) -> str:
         mixed_precision=config.mixed_precision,
         num_averages=len(config.averages()),
         num_processes=accelerator.num_processes,
+        passes=config.gradient_accumulation_steps,
     )
     summary = summarize(config, unet, images)
     if images.num_images is not None:

@@ -17,6 +17,7 @@ from diffusers import UNet2DModel
 from filelock import FileLock, Timeout
 
 from ..data import ImageDescription, ImageSet, describe_images, describe_source, load_images, open_source
+from ..hub import load_configs
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..provenance import launcher
 from ..scheduling_ddim_custom import DDIMSchedulerCustom
@@ -49,6 +50,7 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
         ImportError: the logger is not installed.
     """
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else several processes would be as many runs of one
         mixed_precision=config.mixed_precision,
         # One pass: else accelerate would take the number from its environment and divide the loss by it again.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -73,6 +75,8 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
             f"batch_size is {config.batch_size}; allowed: multiples of {parts} (processes {accelerator.num_processes} "
             f"x gradient_accumulation_steps {config.gradient_accumulation_steps})"
         )
+    if accelerator.num_processes > 1 and accelerator.device.type == "cpu":
+        accelerator.print(f"note: no GPU is used: {accelerator.num_processes} processes share the CPU")
     # accelerate launch --cpu sets the address for several processes and starts one, unless it is given mpirun.
     if accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ and "RANK" not in os.environ and launcher():
         print(f"warning: accelerate launch started one process; for several on the CPU: {ON_CPU}")
@@ -92,9 +96,7 @@ def build_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCusto
     if config.pretrained is None:
         torch.manual_seed(config.seed)
         return new_network(config), _schedule(config, {}), None
-    folder, others = Path(config.pretrained), ("model_index.json", "scheduler_config.json")
-    if (folder / "config.json").is_file() and not any((folder / name).is_file() for name in others):
-        # A network saved by itself
+    if _is_network_alone(Path(config.pretrained)):
         pipeline = DDIMCustomPipeline(UNet2DModel.from_pretrained(config.pretrained), DDIMSchedulerCustom())
     else:
         pipeline = DDIMCustomPipeline.from_pretrained(config.pretrained)
@@ -112,18 +114,22 @@ def describe_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCu
         with torch.device("meta"):
             unet = new_network(config)
         return unet, _schedule(config, {}), None
-    with tempfile.TemporaryDirectory() as scratch:  # in place of the Hub's cache
-        try:
-            layout = UNet2DModel.load_config(config.pretrained, subfolder="unet", cache_dir=scratch)
-            schedule = DDIMSchedulerCustom.load_config(config.pretrained, subfolder="scheduler", cache_dir=scratch)
-            index = DDIMCustomPipeline.load_config(config.pretrained, cache_dir=scratch)
-        except OSError:  # a network saved by itself
-            layout, schedule, index = UNet2DModel.load_config(config.pretrained, cache_dir=scratch), {}, {}
+    if _is_network_alone(Path(config.pretrained)):
+        layout, schedule, index = UNet2DModel.load_config(config.pretrained), {}, {}
+    else:
+        with tempfile.TemporaryDirectory() as scratch:  # in place of the Hub's cache
+            layout, schedule, index = load_configs(config.pretrained, cache_dir=scratch)
     dropout = {} if config.dropout is None else {"dropout": config.dropout}
     with torch.device("meta"):
         unet = UNet2DModel.from_config(layout, **dropout)
     _check_fit(config, unet)
     return unet, _schedule(config, schedule), _names(index)
+
+
+def _is_network_alone(folder: Path) -> bool:
+    """Whether a folder holds a network that was saved by itself, with no noise schedule."""
+    others = ("model_index.json", "scheduler_config.json")
+    return (folder / "config.json").is_file() and not any((folder / name).is_file() for name in others)
 
 
 def _names(index: Mapping[str, Any]) -> list[str] | None:

@@ -45,6 +45,23 @@ def test_a_class_called_as_a_split_is_a_class(tmp_path, name):
     assert len(load(tmp_path / "set")) == 10
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_is_left_out_is_said_by_the_first_process_alone(tmp_path, monkeypatch):
+    """Of the processes of a run one says what is not read."""
+    write_folder(tmp_path / "set" / "train", 2)
+    write_folder(tmp_path / "set" / "masks", 1)
+    monkeypatch.setenv("RANK", "1")
+    assert len(load(tmp_path / "set")) == 3
+
+
+def test_train_beside_one_other_folder_is_read_with_it_and_that_is_said(tmp_path):
+    """train/ beside masks/ alone is no split, and a warning says so; among several classes it is one, in silence."""
+    write_folder(tmp_path / "set" / "train", 2)
+    write_folder(tmp_path / "set" / "masks", 1)
+    with pytest.warns(UserWarning, match=r"\['train'\] are read as one set with the others, masks.*3 images"):
+        assert len(load_images(str(tmp_path / "set"), resolution=8)) == 3
+
+
 def test_two_splits_beside_another_folder_are_read_with_it_and_that_is_said(tmp_path):
     """train/ and test/ beside masks/ are no splits, and a warning says so: test images would train unnoticed."""
     for name, count in (("train", 3), ("test", 2), ("masks", 1)):
@@ -75,14 +92,14 @@ def test_what_is_left_out_is_said_with_its_count(tmp_path):
     with pytest.warns(UserWarning) as told:
         assert len(load_images(str(tmp_path / "photos"), resolution=8)) == 3
     lines = [str(warning.message) for warning in told]
-    assert len(lines) == 2 and "left out 2 images of formats" in lines[0] and "left out 1 archives" in lines[1]
+    assert len(lines) == 2 and "left out 2 images of a format" in lines[0] and "left out 1 archive" in lines[1]
 
 
 def test_a_folder_of_unread_formats_alone_is_an_error_that_says_what_is_read(tmp_path):
     """Where nothing can be read, the formats that can are listed, and what was found is counted."""
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.heic").write_bytes(b"not read")
-    with pytest.warns(UserWarning, match="left out 1 images of formats that are not read: .*a.heic"):
+    with pytest.warns(UserWarning, match="left out 1 image of a format that is not read: .*a.heic"):
         assert "allowed are .png .jpg" in error_line(FileNotFoundError, tmp_path / "photos")
 
 
@@ -93,7 +110,7 @@ def test_a_link_that_loops_multiplies_nothing(tmp_path):
     with_links = tmp_path / "set"
     (with_links / "a" / "loop").symlink_to(with_links)
     (with_links / "loop").symlink_to(".")
-    with pytest.warns(UserWarning, match="left out 2 links to folders that are read already"):
+    with pytest.warns(UserWarning, match="left out 2 links to a folder that is read already"):
         assert len(load_images(str(with_links), resolution=8)) == 4
     (with_links / "a" / "b").symlink_to(with_links / "b")
     (with_links / "b" / "a").symlink_to(with_links / "a")

@@ -118,11 +118,11 @@ def test_images_beside_tables_are_told(tmp_path):
     for part in range(3):
         dataset().to_parquet(tmp_path / "tables" / "data" / f"train-{part:05}-of-00003.parquet")
     (tmp_path / "tables" / "teaser.png").write_bytes(png(noise()))
-    with pytest.warns(UserWarning, match="left out 1 images beside the tables: .*teaser.png"):
+    with pytest.warns(UserWarning, match="left out 1 image beside the tables: .*teaser.png"):
         assert len(load_images(str(tmp_path / "tables"), resolution=8)) == 15
     write_folder(tmp_path / "images", 4)
     dataset().to_parquet(tmp_path / "images" / "one.parquet")
-    with pytest.warns(UserWarning, match="left out 1 tables beside the images: .*one.parquet"):
+    with pytest.warns(UserWarning, match="left out 1 table beside the images: .*one.parquet"):
         assert len(load_images(str(tmp_path / "images"), resolution=8)) == 4
 
 

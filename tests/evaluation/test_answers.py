@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -94,7 +95,8 @@ def test_a_table_records_its_protocol_and_resumes(files, tmp_path, capsys):
     expected = {"metric": "frechet_distance", "num_images": 32, "num_reference": 1797, "seed": 0, "tau": "uniform"}
     assert expected.items() <= rows[0].items() and rows[0]["reference"] == "digits"
     assert all(len(rows[0][key]) == 64 for key in ("feature_extractor_hash", "weights_hash"))
-    assert "features 0" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "features 0" in said and len(re.findall(r"^about .* for the 9 cells to come$", said, re.M)) == 1
 
     content = json.loads((tmp_path / "results.json").read_text())
     assert content["results"] == rows and "torch" in content["versions"] and content["machine"]

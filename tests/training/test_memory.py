@@ -35,6 +35,14 @@ print(kib("VmHWM") - before)
 """
 
 
+def test_a_second_pass_adds_the_gradients():
+    """With accumulation the gradients, as large as the weights, are there beside the activations of the next pass."""
+    unet = build_unet("digits")
+    weights = 4 * unet.num_parameters()
+    peaks = [step_memory(unet, 8, passes=passes).peak for passes in (1, 2, 3)]
+    assert peaks[1] == peaks[2] and 0.3 * weights < peaks[1] - peaks[0] < 1.01 * weights
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 @pytest.mark.parametrize(
     "network, batch_size, size, precision", [("digits", 256, 8, "no"), ("cifar10-64", 4, 32, "no")]

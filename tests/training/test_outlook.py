@@ -9,9 +9,10 @@ from training_runs import config, save_tiny_model
 
 from ddim_hf.data import describe_images
 from ddim_hf.training import RECIPES, TrainingConfig, train
-from ddim_hf.training.outlook import Pace, in_words, summarize
+from ddim_hf.training.outlook import Pace, summarize
 from ddim_hf.training.setup import build_model
 from ddim_hf.unet import build_unet
+from ddim_hf.words import counted, in_words
 
 
 def folder_of(place, sizes, mode="RGB"):
@@ -90,6 +91,15 @@ def test_the_pace_is_that_of_the_later_steps(monkeypatch):
 def test_durations_in_words(seconds, text):
     """A duration stands in the unit that suits it."""
     assert in_words(seconds) == text
+
+
+@pytest.mark.parametrize(
+    "count, what, text",
+    [(1, "image", "1 image"), (1234, "image", "1,234 images"), (2, "link to a folder", "2 links to a folder")],
+)
+def test_one_is_singular(count, what, text):
+    """What is counted is in the singular where it is one."""
+    assert counted(count, what) == text
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("images-")])

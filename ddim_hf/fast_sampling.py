@@ -108,8 +108,9 @@ class FastNetwork:
         layers = sum(isinstance(module, kinds) for module in self.unet.modules())
         count, _, height, width = x.shape
         return (
-            f"compiling the network for {counted(count, 'image')} of {height} x {width}: about "
-            f"{SECONDS_PER_LAYER * layers:.0f} s, or {SECONDS_PER_CACHED_LAYER * layers:.0f} s where torch's cache has the code"
+            f"compiling the network for {counted(count, 'image')} of {height} x {width}: "
+            f"about {SECONDS_PER_LAYER * layers:.0f} s, or {SECONDS_PER_CACHED_LAYER * layers:.0f} s where torch's "
+            "cache has the code"
         )
 
     @staticmethod

@@ -34,7 +34,7 @@ def block_types(attends: list[bool]) -> dict[str, tuple[str, ...]]:
 # fmt: off
 UNET_CONFIGS: dict[str, dict[str, Any]] = {
     "digits":       dict(sample_size=8,   dropout=0.0, **_GREY, **_levels(32,  (1, 2),             1, 1)),
-    "images-32":    dict(sample_size=32,  dropout=0.0, **_SMALL, **_levels(32, (1, 2, 3),          1, 2)),
+    "images-32":    dict(sample_size=32,  dropout=0.0, **_SMALL, **_levels(16, (1, 2, 4, 8),       1, 2)),
     "images-64":    dict(sample_size=64,  dropout=0.0, **_SMALL, **_levels(32, (1, 2, 3, 4),       1, 3)),
     "images-128":   dict(sample_size=128, dropout=0.0, **_SMALL, **_levels(32, (1, 1, 2, 3, 4),    1, 4)),
     "cifar10-64":   dict(sample_size=32,  dropout=0.1, **_RGB,  **_levels(64,  (1, 2, 2, 2),       2, 1)),

@@ -44,8 +44,7 @@ _IMAGES = dict(
     ema_decay="0.995",
     validation_split="none",
     feature_extractor="none",
-    samplers="50:0.0:1000:64",
-    batch_size=32,
+    samplers="50:0.0:500:64",
     max_train_steps=100_000,
     num_train_epochs=200,
 )
@@ -53,9 +52,9 @@ _IMAGES = dict(
 # fmt: off
 RECIPES: dict[str, dict[str, Any]] = {
     "digits":       dict(resolution=8,   batch_size=64,  learning_rate=1e-3, max_train_steps=1_200,   **_DIGITS),
-    "images-32":    dict(resolution=32,  learning_rate=1e-3, **_IMAGES),
-    "images-64":    dict(resolution=64,  learning_rate=5e-4, **_IMAGES),
-    "images-128":   dict(resolution=128, learning_rate=3e-4, **_IMAGES),
+    "images-32":    dict(resolution=32,  batch_size=16,  learning_rate=1e-3, **_IMAGES),
+    "images-64":    dict(resolution=64,  batch_size=32,  learning_rate=5e-4, **_IMAGES),
+    "images-128":   dict(resolution=128, batch_size=32,  learning_rate=3e-4, **_IMAGES),
     "cifar10-64":   dict(resolution=32,  batch_size=128, learning_rate=2e-4, max_train_steps=800_000, **_CIFAR10),
     "cifar10-128":  dict(resolution=32,  batch_size=128, learning_rate=2e-4, max_train_steps=800_000, **_CIFAR10),
     "celebahq-256": dict(resolution=256, batch_size=64,  learning_rate=2e-5, max_train_steps=500_000, **_CELEBAHQ),

@@ -37,13 +37,13 @@ def test_the_first_line_says_what_was_understood(tmp_path):
     assert said(place) == [
         "40 images, RGB, 32 x 32, centre-cropped from 40..512 pixels; 3 class folders seen, trained as one set "
         f"(--class_conditional tells them apart); network images-32 of {count:,} parameters; "
-        "250 steps of 32 images (200.0 epochs)"
+        "500 steps of 16 images (200.0 epochs)"
     ]
 
 
 def test_what_changes_or_does_not_fit_is_said(tmp_path):
     """Grey, transparent and small images, fewer than a batch, and more than 2,000 epochs have a line each."""
-    grey = said(folder_of(tmp_path / "grey", [(20, 24)] * 5, "LA"), max_train_steps=400)
+    grey = said(folder_of(tmp_path / "grey", [(20, 24)] * 5, "LA"), max_train_steps=800)
     assert [line.split(":")[0] for line in grey[1:]] == ["note", "note", "note", "warning", "warning"]
     for words, line in zip(
         ("grey", "transparent", "from 20 pixels", "5 images", "2,560 epochs"), grey[1:], strict=True
@@ -70,7 +70,7 @@ def test_a_dry_run_estimates_the_time(tmp_path, capsys):
     train(TrainingConfig(dataset_name=place, resolution=8, output_dir=str(tmp_path / "run"), dry_run=True))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("32 images, RGB, 8 x 8, scaled from 40 x 40 pixels")
-    assert '  "max_train_steps": 200,' in lines
+    assert '  "max_train_steps": 400,' in lines
     assert sum(line.startswith("time: about ") and "from a trial of" in line for line in lines) == 1
 
 

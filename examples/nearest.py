@@ -43,6 +43,7 @@ def main():
     parser.add_argument("--dataset_revision", help="of data on the Hub: branch, tag or commit")
     parser.add_argument("--cache_dir", help="for decoded images")
     parser.add_argument("--refresh_cache", action="store_true", help="read and decode all images again")
+    parser.add_argument("--skip_broken", action="store_true", help="leave out images that cannot be decoded")
     parser.add_argument("--num_images", type=int, default=16, help="samples, of seeds 0, 1, ...")
     parser.add_argument("--neighbours", type=int, default=5)
     parser.add_argument("--num_inference_steps", type=int, default=50)
@@ -52,7 +53,7 @@ def main():
     channels, resolution, _ = pipe.state_shape
     options = {"image_column": args.image_column, "config_name": args.dataset_config_name}
     options |= {"revision": args.dataset_revision, "resolution": resolution, "channels": channels}
-    options |= {"cache_dir": args.cache_dir, "refresh_cache": args.refresh_cache}
+    options |= {"cache_dir": args.cache_dir, "refresh_cache": args.refresh_cache, "skip_broken": args.skip_broken}
     training = load_images(args.data, split=args.split, **options)
     if not 1 <= args.neighbours <= len(training):
         raise ValueError(f"--neighbours is {args.neighbours}; allowed: 1 to {len(training)}, all of {args.data}")

@@ -35,6 +35,7 @@ def main():
     parser.add_argument("--dataset_revision", help="of data on the Hub: branch, tag or commit")
     parser.add_argument("--cache_dir", help="for decoded images")
     parser.add_argument("--refresh_cache", action="store_true", help="read and decode all images again")
+    parser.add_argument("--skip_broken", action="store_true", help="leave out images that cannot be decoded")
     parser.add_argument("--num_images", type=int, default=16)
     parser.add_argument("--num_inference_steps", type=int, nargs="+", default=[10, 20, 50, 100])
     add_class_flags(parser, "names or numbers, which the images take in turn, or all; none is the null class")
@@ -52,7 +53,7 @@ def main():
     data = trained_on(args.model) if args.data is None else {}
     data |= {name: value for name, value in given.items() if value is not None}
     options = {"resolution": resolution, "channels": channels}
-    options |= {"cache_dir": args.cache_dir, "refresh_cache": args.refresh_cache}
+    options |= {"cache_dir": args.cache_dir, "refresh_cache": args.refresh_cache, "skip_broken": args.skip_broken}
     try:
         images = load_images(**data, **options)[: args.num_images]
     except (ValueError, OSError) as error:

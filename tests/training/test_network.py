@@ -15,7 +15,7 @@ OWN = dict(dataset_name="my/images")
 
 def test_a_unets_config_file_is_the_network(tmp_path):
     """--network FILE.json builds the network that the file describes, at its size, with its weights from the seed."""
-    unet = build_unet("images-32", sample_size=16, block_out_channels=(8, 16, 16), norm_num_groups=4)
+    unet = build_unet("images-32", sample_size=16, block_out_channels=(8, 16, 16, 16), norm_num_groups=4)
     unet.save_config(tmp_path / "unet")
     file = (tmp_path / "unet/config.json").rename(tmp_path / "mine.json")
     config = TrainingConfig(network=str(file), **OWN)
@@ -58,7 +58,7 @@ WRONG = {
     "attention_levels is 3; allowed: 0 to 2": (None, {"attention_levels": "3"}),
     "attention_levels is '-1'; allowed": (None, {"attention_levels": "-1"}),
     "layers_per_block is 0; allowed": (None, {"layers_per_block": 0}),
-    "resolution is 30; allowed with images-32: multiples of 4": (None, {"resolution": 30}),
+    "resolution is 30; allowed with images-32: multiples of 8": (None, {"resolution": 30}),
     "layers_per_block is given with pretrained": (None, {"layers_per_block": 1, "pretrained": "org/model"}),
 }
 

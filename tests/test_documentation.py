@@ -190,6 +190,7 @@ def template(tmp_path_factory):
     folder = tmp_path_factory.mktemp("template")
     save_tiny_model(folder / "outputs/demo", names="0123456789")
     save_tiny_model(folder / "models/digits")
+    (folder / "outputs/demo/config.json").write_text('{"dataset_name": "digits", "validation_split": "test"}')
     colour = build_unet(
         "digits", sample_size=8, in_channels=3, out_channels=3, block_out_channels=(8, 8), norm_num_groups=4
     )

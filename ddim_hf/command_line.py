@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 from .guidance import check_interval
-
 from .processes import is_first
 
 

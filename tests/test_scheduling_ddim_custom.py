@@ -149,7 +149,7 @@ def test_timestep_off_the_schedule_steps_to_the_next_below():
 @torch.inference_mode()
 def test_every_transition_of_every_number_of_steps_is_exact(spacing):
     """Each transition of S = 1..1000 is within 2e-5 of the formulas, with eta 0, 0.4 and 1 in turn: all 500,500 with
-    linspace spacing, those that differ with the others (each S has its spacing's definition, as the test above says)."""
+    linspace spacing, those that differ with the others (each S has its spacing, as the test above says)."""
     scheduler = DDIMSchedulerCustom(clip_sample=False, timestep_spacing=spacing)
     x, output, noise = draw(T, 2), draw(2, seed=1), draw(2, seed=2)
     rows, x64 = x.unbind(), x.double().numpy()

@@ -29,7 +29,9 @@ def main():
         help="images to encode: 'digits', a folder, parquet, or a Hub id; those that the model was trained on, as its "
         "record or card names them, if not given",
     )
-    parser.add_argument("--split", help="default: the model's validation split, else the data's own default")
+    parser.add_argument(
+        "--split", help="default: that held out in training, test of --data digits, else the data's own"
+    )
     parser.add_argument("--image_column", help="of the data")
     parser.add_argument("--dataset_config_name", help="which of the data's configurations")
     parser.add_argument("--dataset_revision", help="of data on the Hub: branch, tag or commit")
@@ -48,7 +50,8 @@ def main():
     pipe = DDIMCustomPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(leave=False)
     channels, resolution, _ = pipe.state_shape
-    given = {"name": args.data, "split": args.split, "image_column": args.image_column}
+    split = args.split or ("test" if args.data == "digits" else None)
+    given = {"name": args.data, "split": split, "image_column": args.image_column}
     given |= {"config_name": args.dataset_config_name, "revision": args.dataset_revision}
     data = trained_on(args.model) if args.data is None else {}
     data |= {name: value for name, value in given.items() if value is not None}

@@ -3,8 +3,8 @@
 A command runs as it is printed, but small and offline:
 
 * in a folder (`house`) where outputs/demo (ten classes), outputs/animals, outputs/cifar10-64-classes and
-  models/ddim-cifar10-64 are tiny models of 8x8 images, and path/to/images holds a few pictures in two folders; the Hub is
-  the tests' own;
+  models/ddim-cifar10-64 are tiny models of 8x8 images, and path/to/images holds a few pictures in two folders; the Hub
+  is the tests' own;
 * with SMALL's flags after the printed ones, so that they win;
 * in this process: what `accelerate launch` would start once is run once.
 

@@ -288,7 +288,7 @@ def run_example(name: str, *arguments) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("name", "options", "written"),
     [
-        ("reconstruct", ["--num_inference_steps", 5, 10, "--num_images", 2], ["png", "json"]),
+        ("reconstruct", ["--data", "digits", "--num_inference_steps", 5, 10, "--num_images", 2], ["png", "json"]),
         ("interpolate", ["--num_images", 3, "--num_inference_steps", 3], ["png", "gif", "json"]),
         ("trajectory", ["--num_images", 2, "--num_inference_steps", 3], ["png", "gif", "json"]),
     ],

@@ -354,7 +354,7 @@ def test_classes_of_the_scripts(monkeypatch, tmp_path, class_model):
     assert json.loads((tmp_path / "trajectory.json").read_text())["mse_of_predicted_x0"] == pytest.approx(
         far, rel=1e-3
     )
-    words = ["--num_images", 3, "--num_inference_steps", 3, "--class_labels", "all"]
+    words = ["--data", "digits", "--num_images", 3, "--num_inference_steps", 3, "--class_labels", "all"]
     assert run(monkeypatch, "reconstruct.py", folder, tmp_path, *words) == 0
     digits = load_images("digits", split="test", resolution=8, channels=1)[:3]
     wanted = pipe.reconstruct(digits, 3, class_labels=[0, 1, 0]).mse.mean().item()

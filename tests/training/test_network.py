@@ -39,7 +39,7 @@ def test_flags_change_the_network():
     unet, *_ = describe_model(TrainingConfig(block_out_channels="16,32", **OWN))
     assert unet.config.down_block_types == ("DownBlock2D", "AttnDownBlock2D")
     unet, *_ = describe_model(TrainingConfig(attention_levels="none", **OWN))
-    assert unet.config.down_block_types == ("DownBlock2D",) * 3
+    assert unet.config.down_block_types == ("DownBlock2D",) * 4
 
 
 WRONG = {
@@ -55,7 +55,7 @@ WRONG = {
         {"block_out_channels": "64,many"},
     ),
     r"block_out_channels is 20,40; allowed with images-32: multiples of 8": (None, {"block_out_channels": "20,40"}),
-    "attention_levels is 3; allowed: 0 to 2": (None, {"attention_levels": "3"}),
+    "attention_levels is 4; allowed: 0 to 3": (None, {"attention_levels": "4"}),
     "attention_levels is '-1'; allowed": (None, {"attention_levels": "-1"}),
     "layers_per_block is 0; allowed": (None, {"layers_per_block": 0}),
     "resolution is 30; allowed with images-32: multiples of 8": (None, {"resolution": 30}),

@@ -1,13 +1,18 @@
 """Decoded once, by one process, and mapped by all; or not kept at all."""
 
+import json
 import multiprocessing
 import os
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
+import torch
 from image_files import dataset, error_line, expected, noise, png, write_folder
 from PIL import Image
+from training_runs import until
 
 from ddim_hf.data import cache, load_images
 from ddim_hf.data.image_set import DecodedOnAccess
@@ -67,15 +72,66 @@ def test_an_interrupted_decoding_leaves_no_cache(tmp_path, monkeypatch):
     np.testing.assert_array_equal(load_images(folder, resolution=8)[:], expected(200))
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
-    """A half-written array of a process that was killed goes when the set is decoded again; a whole one stays."""
-    folder = write_folder(tmp_path / "images")
-    load_images(str(folder), resolution=8)
-    (whole,) = (tmp_path / "cache").glob("*.npy")
-    scrap = whole.with_name(f".{whole.stem}.123.partial.npy")
-    whole.rename(scrap)
-    np.testing.assert_array_equal(load_images(str(folder), resolution=8)[:], expected())
-    assert list((tmp_path / "cache").glob("*.npy")) == [whole]
+def _load_slowly(folder, settings):
+    cache.SAVE_SECONDS, cache.THREADS = 0.0, 1
+    decode, digest = cache.decode, cache.digest
+    cache.decode = lambda *args: (time.sleep(0.001), decode(*args))[1]
+    cache.digest = lambda *args: (time.sleep(0.001 * isinstance(args[0], bytes)), digest(*args))[1]
+    load_images(folder, **settings)
+
+
+def _noted(directory):
+    """How many images are noted as read, and as decoded."""
+    read, decoded = list(directory.glob("*.digests")), list(directory.glob("*.progress"))
+    return (
+        read[0].stat().st_size // 33 if read else 0,
+        json.loads(decoded[0].read_text())["done"] if decoded else 0,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*left out 1 of 400")
+@pytest.mark.parametrize("limit", [2**30, 0])
+def test_a_killed_process_is_gone_on_with(tmp_path, monkeypatch, limit):
+    """kill -9 amid the reading and amid the decoding: each time the next process begins where that one was, and the
+    last has the bytes and the fingerprint of one that was not killed, without scraps."""
+    (tmp_path / "images").mkdir()
+    for number in range(400):
+        Image.new("RGB", (8, 8), (number % 251, number // 251, 9)).save(tmp_path / f"images/{number:03}.bmp")
+    (tmp_path / "images/005.bmp").write_bytes(b"torn")
+    folder, directory = str(tmp_path / "images"), tmp_path / "killed"
+    settings = {"resolution": 8, "skip_broken": True, "max_cached_bytes": limit}
+    whole = load_images(folder, cache_dir=tmp_path / "whole", **settings)
+    settings["cache_dir"] = directory
+    for stage in (0, 1):
+        process = multiprocessing.get_context("fork").Process(target=_load_slowly, args=(folder, settings))
+        process.start()
+        until(lambda stage=stage: _noted(directory)[stage] >= 64)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert 64 <= _noted(directory)[stage] < 400
+        if stage == 0:
+            (digests,) = directory.glob("*.digests")
+            digests.write_bytes(digests.read_bytes() + b"0123")  # a torn line
+
+    counted, done, decode = [], _noted(directory)[1], cache.decode
+    monkeypatch.setattr(cache, "decode", lambda *args: (counted.append(1), decode(*args))[1])
+    images = load_images(folder, **settings)
+    assert len(counted) == 400 - done
+    assert images.fingerprint == whole.fingerprint and len(images) == 399
+    assert torch.equal(images[:], whole[:])
+    kept = {tuple(sorted(file.name for file in folder.iterdir())) for folder in (directory, tmp_path / "whole")}
+    assert len(kept) == 1
+    for file in directory.glob("*.npy"):
+        assert file.read_bytes() == (tmp_path / "whole" / file.name).read_bytes()
+
+
+def test_a_torn_image_leaves_nothing_half_decoded(tmp_path, monkeypatch):
+    """Where an image cannot be read, what was decoded before it is not left on the disk."""
+    monkeypatch.setattr(cache, "SAVE_SECONDS", 0.0)
+    folder = write_folder(tmp_path / "images", 130)
+    (folder / "129.png").write_bytes(b"torn")
+    error_line(ValueError, folder)
+    assert not list((tmp_path / "cache").glob("*.unfinished")) and not list((tmp_path / "cache").glob("*.progress"))
 
 
 def _load_in_process(folder, cache, start, results):

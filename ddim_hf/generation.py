@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from .files import whole_file, write_text
 from .images import image_grid, pixels_to_pil, refuse_not_finite, states_to_pixels
 from .pipeline_ddim_custom import DDIMCustomPipeline, check_whole_numbers
-from .processes import processes
+from .processes import processes, wait_for_all
 from .provenance import package_versions
 from .scheduling_ddim_custom import DDIMSchedulerCustom
 from .unet import weights_hash
@@ -200,14 +200,14 @@ def generate(
             _write_png(sample, images, share(num_images, max_batch_size), progress)
         else:
             _write_npy(sample, images, num_images, math.prod(pipe.state_shape), progress)
-        state.wait_for_everyone()
+        wait_for_all()
         progress.update(all_there=True)
     if state.is_main_process:
         if grid:
             _save_grid(images, min(grid, num_images), format, folder / "samples.png")
         if gif:
             _save_gif(sample, min(GIF_IMAGES, num_images), folder / "denoising.gif")
-    state.wait_for_everyone()
+    wait_for_all()
     return images
 
 

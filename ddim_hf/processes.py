@@ -6,11 +6,16 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
 
 from .provenance import launcher
+
+LONGEST_WAIT = timedelta(days=7)  # of the hosts' group
+COLLECTIVE_LIMIT = timedelta(hours=2)  # of the devices', where torch's own is 10 minutes on GPUs and 30 on CPUs
 
 
 class OneProcess:
@@ -43,7 +48,35 @@ def processes() -> Any:
         return OneProcess()
     # accelerate must be told of CPUs.
     wanted = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    return PartialState(cpu=wanted or not torch.accelerator.is_available())
+    return PartialState(cpu=wanted or not torch.accelerator.is_available(), timeout=COLLECTIVE_LIMIT)
+
+
+@cache
+def host_group() -> Any:
+    """All processes of the run, by way of their hosts (gloo); None if there is one. All have to ask for it at once.
+
+    In it one may wait for days for another's work: images that its machine has yet to read, blocks that a killed run
+    has left it. A process that ends breaks its connections and so ends the others' waiting, as it does not between
+    GPUs (NCCL), where only a limit of time tells it from one that is at work.
+    """
+    if processes().num_processes == 1:
+        return None
+    return torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+
+
+def wait_for_all():
+    """Wait for every process to come here, for as long as its work takes."""
+    if host_group() is not None:
+        torch.distributed.barrier(host_group())
+
+
+def gathered(value: Any) -> list[Any]:
+    """What every process gives, in their order, for each of them: after long work, too, as `wait_for_all`."""
+    if host_group() is None:
+        return [value]
+    values = [None] * processes().num_processes
+    torch.distributed.all_gather_object(values, value, group=host_group())
+    return values
 
 
 def is_first() -> bool:
@@ -57,15 +90,16 @@ def on_main(action: Callable[[], Any]) -> Any:
     All processes have to call it. The ValueError or OSError that it raises there is raised on all: else the others
     would wait for the main process for ever.
     """
-    from accelerate.utils import broadcast_object_list
-
     result, failure = None, None
     if processes().is_main_process:
         try:
             result = action()
         except (ValueError, OSError) as error:
             failure = error
-    result, failure = broadcast_object_list([result, failure])
+    if host_group() is not None:
+        told = [result, failure]
+        torch.distributed.broadcast_object_list(told, group=host_group())
+        result, failure = told
     if failure is not None:
         raise failure
     return result

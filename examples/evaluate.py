@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 
 from ddim_hf.command_line import run
+from ddim_hf.data import MAX_CACHED_BYTES
 from ddim_hf.evaluation import ALSO, Question, compare, evaluate
 from ddim_hf.processes import end_with_launcher, processes
 
@@ -65,6 +66,7 @@ def main():
     parser.add_argument("--data_images", type=int, help="the first so many of each split (default: all)")
     parser.add_argument("--cache_dir", help="for decoded images and reference features")
     parser.add_argument("--refresh_cache", action="store_true", help="read and decode all images again")
+    parser.add_argument("--max_cached_bytes", type=int, default=MAX_CACHED_BYTES, help="of a set kept decoded")
     parser.add_argument("--fast", action="store_true", help="channels-last, compiled, bf16 where it is faster")
     settings = vars(parser.parse_args())
 

@@ -15,7 +15,7 @@ import torch
 
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import run
-from ddim_hf.data import load_images
+from ddim_hf.data import MAX_CACHED_BYTES, load_images
 from ddim_hf.files import whole_file, write_text
 from ddim_hf.images import image_grid, label_rows, pixels_to_pil, states_to_pixels
 
@@ -24,8 +24,9 @@ def nearest(images: torch.Tensor, training, neighbours: int) -> tuple[torch.Tens
     """Root mean square distances (pixels in [0, 1]) and numbers of each image's nearest neighbours, [N, K]."""
     ours = images.flatten(1).float() / 255
     distances = []
-    for start in range(0, len(training), 4096):
-        theirs = training[start : start + 4096].flatten(1).float() / 255
+    size = max(1, 2**26 // ours.shape[1])  # of theirs at once: 256 MiB
+    for start in range(0, len(training), size):
+        theirs = training[start : start + size].flatten(1).float() / 255
         distances.append(torch.cdist(ours, theirs) / ours.shape[1] ** 0.5)
     least = torch.cat(distances, dim=1).topk(neighbours, largest=False)
     return least.values, least.indices
@@ -44,6 +45,7 @@ def main():
     parser.add_argument("--cache_dir", help="for decoded images")
     parser.add_argument("--refresh_cache", action="store_true", help="read and decode all images again")
     parser.add_argument("--skip_broken", action="store_true", help="leave out images that cannot be decoded")
+    parser.add_argument("--max_cached_bytes", type=int, default=MAX_CACHED_BYTES, help="of a set kept decoded")
     parser.add_argument("--num_images", type=int, default=16, help="samples, of seeds 0, 1, ...")
     parser.add_argument("--neighbours", type=int, default=5)
     parser.add_argument("--num_inference_steps", type=int, default=50)
@@ -54,6 +56,7 @@ def main():
     options = {"image_column": args.image_column, "config_name": args.dataset_config_name}
     options |= {"revision": args.dataset_revision, "resolution": resolution, "channels": channels}
     options |= {"cache_dir": args.cache_dir, "refresh_cache": args.refresh_cache, "skip_broken": args.skip_broken}
+    options |= {"max_cached_bytes": args.max_cached_bytes}
     training = load_images(args.data, split=args.split, **options)
     if not 1 <= args.neighbours <= len(training):
         raise ValueError(f"--neighbours is {args.neighbours}; allowed: 1 to {len(training)}, all of {args.data}")

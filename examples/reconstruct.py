@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import CLASS_FLAGS, add_class_flags, run, take_classes
-from ddim_hf.data import load_images
+from ddim_hf.data import MAX_CACHED_BYTES, load_images
 from ddim_hf.files import whole_file, write_text
 from ddim_hf.hub import trained_on
 from ddim_hf.images import image_grid, label_rows, pixels_to_pil
@@ -38,6 +38,7 @@ def main():
     parser.add_argument("--cache_dir", help="for decoded images")
     parser.add_argument("--refresh_cache", action="store_true", help="read and decode all images again")
     parser.add_argument("--skip_broken", action="store_true", help="leave out images that cannot be decoded")
+    parser.add_argument("--max_cached_bytes", type=int, default=MAX_CACHED_BYTES, help="of a set kept decoded")
     parser.add_argument("--num_images", type=int, default=16)
     parser.add_argument("--num_inference_steps", type=int, nargs="+", default=[10, 20, 50, 100])
     add_class_flags(parser, "names or numbers, which the images take in turn, or all; none is the null class")
@@ -55,7 +56,7 @@ def main():
     given |= {"config_name": args.dataset_config_name, "revision": args.dataset_revision}
     data = trained_on(args.model) if args.data is None else {}
     data |= {name: value for name, value in given.items() if value is not None}
-    options = {"resolution": resolution, "channels": channels}
+    options = {"resolution": resolution, "channels": channels, "max_cached_bytes": args.max_cached_bytes}
     options |= {"cache_dir": args.cache_dir, "refresh_cache": args.refresh_cache, "skip_broken": args.skip_broken}
     try:
         images = load_images(**data, **options)[: args.num_images]

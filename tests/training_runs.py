@@ -108,7 +108,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _script(words: list[str], output: Path, environment: dict[str, str], file_size: int | None):
+def _script(
+    words: list[str],
+    output: Path,
+    environment: dict[str, str],
+    file_size: int | None,
+    folder: Path | None,
+    before: Callable[[], None] | None,
+):
     descriptor = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -120,16 +127,30 @@ def _script(words: list[str], output: Path, environment: dict[str, str], file_si
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.chdir(folder)
+    if before is not None:
+        before()
     sys.argv = [str(SCRIPT), *words]
     runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
 class Run:
-    """examples/train.py in a process of its own (of `processes`, the one of `rank`)."""
+    """examples/train.py in a process of its own, with `folder` as its working folder and after a call of `before`."""
 
-    def __init__(self, output: Path, words: list[str], environment=None, file_size: int | None = None):
+    def __init__(
+        self,
+        output: Path,
+        words: list[str],
+        environment=None,
+        file_size: int | None = None,
+        folder: Path | None = None,
+        before: Callable[[], None] | None = None,
+    ):
         self.output = Path(output)
-        self.process = FORKS.Process(target=_script, args=(words, self.output, environment or {}, file_size))
+        arguments = (words, self.output, environment or {}, file_size, folder, before)
+        self.process = FORKS.Process(target=_script, args=arguments)
         self.process.start()
 
     def kill_when(self, condition, number: int = signal.SIGKILL) -> bool:
@@ -150,11 +171,22 @@ class Run:
         return self.output.read_text() if self.output.exists() else ""
 
 
-def run_pair(folder: Path, words: list[str]) -> list[Run]:
-    """Two processes of one run, as the launcher starts them."""
+def run_pair(
+    folder: Path,
+    words: list[str],
+    folders: tuple[Path | None, Path | None] = (None, None),
+    before: Callable[[], None] | None = None,
+) -> list[Run]:
+    """Two processes of one run, as the launcher starts them, perhaps each with a working folder of its own."""
     shared = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     shared["ACCELERATE_USE_CPU"] = "true"
     return [
-        Run(folder / f"rank-{rank}.txt", words, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        Run(
+            folder / f"rank-{rank}.txt",
+            words,
+            {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            folder=folders[rank],
+            before=before,
+        )
         for rank in (0, 1)
     ]

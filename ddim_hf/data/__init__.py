@@ -1,6 +1,6 @@
 """Images in: any source of images as a set of uint8 tensors, or as they are encoded."""
 
-from .cache import default_cache
+from .cache import MAX_CACHED_BYTES, default_cache
 from .decoding import IMAGE_SUFFIXES
 from .description import ImageDescription, describe_images, describe_source
 from .image_set import ImageSet, load_images
@@ -8,6 +8,7 @@ from .sources import open_source
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "MAX_CACHED_BYTES",
     "ImageDescription",
     "ImageSet",
     "default_cache",

@@ -33,6 +33,7 @@ from .decoding import decode
 from .messages import reason, tell, unreadable
 from .sources import Source
 
+MAX_CACHED_BYTES = 16 * 2**30  # of a decoded set that is kept, unless told
 IN_MEMORY_BYTES = 2 * 2**30  # the most that each process holds itself, where the cache cannot be written
 BLOCK_BYTES, BLOCK_IMAGES = 2**24, 64  # the most of what a thread decodes before it is written
 SAVE_SECONDS = 2.0  # between two notes of how much is decoded

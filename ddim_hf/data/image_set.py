@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .cache import THREADS, decode_or_reuse, default_cache, digest, fingerprint
+from .cache import MAX_CACHED_BYTES, THREADS, decode_or_reuse, default_cache, digest, fingerprint
 from .decoding import decode, to_pixels
 from .labels import Labels, in_order, keep_labels
 from .messages import reason, refuse_options, tell, unreadable
@@ -103,7 +103,7 @@ def load_images(
     cache_dir: str | Path | None = None,
     refresh_cache: bool = False,
     skip_broken: bool = False,
-    max_cached_bytes: int = 16 * 2**30,
+    max_cached_bytes: int = MAX_CACHED_BYTES,
     labelled: bool = False,
     label_column: str | None = None,
 ) -> ImageSet:

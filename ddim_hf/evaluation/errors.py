@@ -5,7 +5,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from ..data import ImageSet
@@ -13,7 +12,7 @@ from ..generation import share
 from ..images import pixels_to_states
 from ..loss import noise_errors
 from ..pipeline_ddim_custom import DDIMCustomPipeline
-from ..processes import processes
+from ..processes import gathered, processes
 
 RANGES = 10  # of timesteps, in which the denoising loss is also given
 
@@ -51,7 +50,7 @@ def denoising_loss(
         errors = noise_errors(predict, scheduler, x0, t, noise).cpu().double().numpy()
         _refuse_nan("denoising loss", errors, batch, images)
         np.add.at(sums, t.cpu().numpy() * RANGES // steps, np.stack([errors, np.ones_like(errors)], axis=1))
-    sums = np.sum(gather_object([sums]), axis=0)
+    sums = np.sum(gathered(sums), axis=0)
     edges = [-(-steps * i // RANGES) for i in range(RANGES + 1)]
     ranges = [[edges[i], edges[i + 1] - 1, sums[i, 0] / sums[i, 1]] for i in range(RANGES) if sums[i, 1]]
     return float(sums[:, 0].sum() / sums[:, 1].sum()), ranges
@@ -80,7 +79,7 @@ def reconstruction_error(
         errors = pipe.reconstruct(images[batch], num_inference_steps, **sampling).mse.cpu().double().numpy()
         _refuse_nan("reconstruction error", errors, batch, images)
         total += float(errors.sum())
-    return sum(gather_object([total])) / count
+    return sum(gathered(total)) / count
 
 
 def _classes(labels: np.ndarray | None, numbers: list[int]) -> dict[str, list[int]]:

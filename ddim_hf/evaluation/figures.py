@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from diffusers import (
     DDIMPipeline,
     DDIMScheduler,
@@ -21,7 +20,7 @@ from ..data import ImageSet
 from ..generation import sample_numbers, share
 from ..images import refuse_not_finite, states_to_pixels
 from ..pipeline_ddim_custom import OUR_KEYS, DDIMCustomPipeline
-from ..processes import processes
+from ..processes import gathered, processes
 from .classes import Classes, ClassFigures
 from .features import FeatureExtractor
 from .frechet import Statistics, frechet_distance, kernel_distance
@@ -181,7 +180,7 @@ class _Seen:
         values = {extractor.metric: frechet_distance(self.statistics.reduced(), reference)}
         if reference_feats is not None:
             # The kernel distance draws subsets: the order must not depend on the number of processes.
-            features = {number: row for part in gather_object([self.features]) for number, row in part.items()}
+            features = {number: row for part in gathered(self.features) for number, row in part.items()}
             in_order = np.stack([features[number] for number in sorted(features)])
             values[extractor.kernel_metric] = kernel_distance(reference_feats, in_order, seed)
         return values | (self.of_classes.figures(extractor) if self.of_classes else {})

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..processes import gathered
 from .features import import_cleanfid
 
 
@@ -60,10 +61,8 @@ class Statistics:
 
     def reduced(self) -> "Statistics":
         """Over all processes, the same on each; every process has to call it."""
-        from accelerate.utils import gather_object
-
         whole = Statistics()
-        for part in gather_object([self]):
+        for part in gathered(self):
             whole.merge(part)
         return whole
 

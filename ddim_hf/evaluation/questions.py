@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data import MAX_CACHED_BYTES
 from ..hub import is_model
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from .figures import OTHER_SCHEDULERS
@@ -65,7 +66,7 @@ class Question:
             the first `data_images` of each.
         revision: of a model on the Hub.
         fast: sample with fast sampling.
-        cache_dir, refresh_cache: as in `load_images`; features of the reference are kept in cache_dir too.
+        cache_dir, refresh_cache, max_cached_bytes: as in `load_images`; cache_dir keeps features of the reference too.
     """
 
     model: str
@@ -103,12 +104,13 @@ class Question:
     fast: bool = False
     cache_dir: str | Path | None = None
     refresh_cache: bool = False
+    max_cached_bytes: int = MAX_CACHED_BYTES
 
     @property
     def data(self) -> dict[str, Any]:
         """How the reference's images are read: arguments of `load_images`."""
         names = {"image_column": self.image_column, "config_name": self.dataset_config_name}
-        return names | {"revision": self.dataset_revision} | self.cache
+        return names | {"revision": self.dataset_revision, "max_cached_bytes": self.max_cached_bytes} | self.cache
 
     @property
     def cache(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from ..data import ImageSet, default_cache, load_images
+from ..data import MAX_CACHED_BYTES, ImageSet, default_cache, load_images
 from ..data.cache import digest
 from ..data.messages import refuse_options
 from ..files import whole_file
@@ -71,6 +71,7 @@ def load_reference(
     channels: int | None,
     split: str | None = None,
     extractor: FeatureExtractor,
+    max_cached_bytes: int = MAX_CACHED_BYTES,
     **data: Any,
 ) -> Reference:
     """Open what `load_images` opens or, by a name such as "cifar10/train", clean-fid's precomputed statistics.
@@ -78,7 +79,7 @@ def load_reference(
     Args:
         resolution, channels: of the images, as in `load_images`. Where channels is None each image is at its own size
             and in colour, as clean-fid reads a folder, and resolution chooses among clean-fid's statistics alone.
-        data: how images are read, by the other arguments of `load_images`.
+        max_cached_bytes, data: how images are read, by the other arguments of `load_images`.
 
     Raises:
         ValueError: precomputed statistics with features other than Inception's.
@@ -92,7 +93,8 @@ def load_reference(
     if channels is None:
         images = load_originals(name, split=split, **data)
     else:
-        images = load_images(name, split=split, resolution=resolution, channels=channels, **data)
+        size = {"resolution": resolution, "channels": channels, "max_cached_bytes": max_cached_bytes}
+        images = load_images(name, split=split, **size, **data)
     return Reference(short_name(name), images.split, images, resolution)
 
 

@@ -4,11 +4,12 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import torch
 
 from ..data import ImageSet
 
-ON_DEVICE_BYTES = 8 * 2**30  # a set up to this size is moved to the GPU whole
+COPIED_BYTES = 2**26  # of a set that moves to the device, at once
 AHEAD = 3  # batches read in advance
 
 ORDER, DRAWS, DROPOUT, VALIDATION, LABELS = range(5)  # independent streams of random numbers
@@ -49,8 +50,7 @@ class BatchOrder:
 
 
 class BatchReader:
-    """One process's share of each step's images and labels, read ahead by a thread; on a GPU small sets lie in its
-    memory.
+    """A process's share of each step's images and labels, read ahead by a thread, or taken from a copy on the device.
 
     Args:
         images: the data set.
@@ -58,13 +58,24 @@ class BatchReader:
         share: this process's slice of the global batch.
         device: where the uint8 images are put.
         stop: the steps that will be asked for end before it.
+        on_device: "yes" copies all images to the device; "auto" does on a GPU of whose free memory they take at most
+            a quarter; "no" leaves them in the cache's file, which all processes of a machine share.
+
+    Raises:
+        ValueError: "yes", and they are more than the device has free.
     """
 
-    def __init__(self, images: ImageSet, order: BatchOrder, share: slice, device: torch.device, stop: int):
+    def __init__(
+        self,
+        images: ImageSet,
+        order: BatchOrder,
+        share: slice,
+        device: torch.device,
+        stop: int,
+        on_device: str = "auto",
+    ):
         self.images, self.order, self.share, self.device, self.stop = images, order, share, device, stop
-        self.resident = None
-        if device.type == "cuda" and np.prod(images.shape) <= ON_DEVICE_BYTES:
-            self.resident = images[:].to(device)
+        self.resident = copied(images, device) if is_wanted(on_device, images, device) else None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._ahead: deque[Future] = deque()
 
@@ -94,6 +105,35 @@ class BatchReader:
     def close(self):
         """Stop reading ahead."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def is_wanted(on_device: str, images: ImageSet, device: torch.device) -> bool:
+    """Whether all images are copied to the device; the arguments are those of `BatchReader`."""
+    if on_device == "no" or on_device == "auto" and device.type != "cuda":
+        return False
+    needed, free = int(np.prod(images.shape)), free_memory(device)
+    if on_device == "yes" and needed > free:
+        raise ValueError(
+            f"data_on_device is yes, the images take {needed / 2**30:.2f} GiB and {device} has {free / 2**30:.2f} GiB "
+            "free; allowed: auto, or no"
+        )
+    return on_device == "yes" or needed <= free / 4
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a device has free, by its driver or by the system."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def copied(images: ImageSet, device: torch.device) -> torch.Tensor:
+    """All images on the device, by way of few at once."""
+    whole = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    size = max(1, COPIED_BYTES // int(np.prod(images.shape[1:])))
+    for start in range(0, len(images), size):
+        whole[start : start + size] = images[start : start + size].to(device)
+    return whole
 
 
 def draw_step(

@@ -12,7 +12,8 @@ A checkpoint is a folder that loads like a model, its averaged weights, with wha
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from ..files import sha256, whole_folder, why_not_written, write_text
 from ..pipeline_ddim_custom import DDIMCustomPipeline
+from ..processes import on_main
 from .computation import Choice
 from .ema import Averages
 from .log import Window
@@ -95,7 +97,7 @@ class TrainingState:
         return save_checkpoint(run, self.step, tensors, state, limit, save_pipeline)
 
     def load(self, path: Path, identity: dict[str, Any]):
-        """Take a checkpoint's place in its run.
+        """Take a checkpoint's place in its run, on the main process; the others `follow` it.
 
         Raises:
             ValueError: it is of a run of another identity.
@@ -115,6 +117,27 @@ class TrainingState:
         self.window = Window(self.window.loss.device, **state.get("window", {}))
         self.step, self.loss = state["step"], state["loss"]
         self.choice = Choice(**state["computation"]) if state.get("computation") else None
+
+    def follow(self):
+        """Take the place that the main process has loaded, which no other one needs to be able to read."""
+        unet = self.pipeline.unet
+        words = {"step": self.step, "loss": self.loss, "window": self.window.state(self.window.loss.item())}
+        words |= {"samplers": self.samplers.place(), "scaler": self.scaler and self.scaler.state_dict()}
+        words |= {"choice": self.choice, "moments": list(optimizer_tensors(self.optimizer, unet))}
+        words = on_main(lambda: words)
+        self.samplers.take(words["samplers"])
+        self.window = Window(self.window.loss.device, **words["window"])
+        self.step, self.loss, self.choice = words["step"], words["loss"], words["choice"]
+        if self.scaler is not None:
+            self.scaler.load_state_dict(words["scaler"])
+
+        # One tensor after the other, in place: no process holds the checkpoint beside its own state.
+        begin_optimizer(self.optimizer, unet, words["moments"])
+        moments, averages = optimizer_tensors(self.optimizer, unet), self.averages.tensors()
+        for tensors in (unet.state_dict(), moments, *averages.values()):
+            for _, tensor in sorted(tensors.items()):
+                torch.distributed.broadcast(tensor, src=0)
+        self.averages.load(averages, self.step)
 
     def _result(self) -> str:
         """The name of the weights that are the run's result."""
@@ -159,6 +182,16 @@ def lay_out_moments(optimizer: torch.optim.Optimizer):
             state[key] = torch.empty_like(parameter, requires_grad=False).copy_(state[key])
 
 
+def begin_optimizer(optimizer: torch.optim.Optimizer, network: torch.nn.Module, names: Iterable[str]):
+    """Make room for the tensors of these names, as `optimizer_tensors` has them, where there is none yet."""
+    parameters = dict(network.named_parameters())
+    for name, _, key in (full.rpartition("/") for full in names):
+        state, parameter = optimizer.state[parameters[name]], parameters[name]
+        if key not in state:
+            empty = torch.zeros((), device=parameter.device) if key == "step" else torch.empty_like(parameter)
+            state[key] = empty
+
+
 # The folders
 
 
@@ -197,7 +230,9 @@ def save_checkpoint(
                 save_file(contiguous, folder / f"{name}.safetensors")
             save_pipeline(folder)
             files = sorted(file for file in folder.rglob("*") if file.is_file())
-            _write_state(folder, state, step, {file.relative_to(folder).as_posix(): sha256(file) for file in files})
+            names = [file.relative_to(folder).as_posix() for file in files]
+            with ThreadPoolExecutor() as pool:  # all at once, as a run that is told to stop has little time
+                _write_state(folder, state, step, dict(zip(names, pool.map(sha256, files), strict=True)))
     except Exception as error:  # safetensors reports a full disk with an error of its own
         kept = ", ".join(path.name for path in list_checkpoints(run)) or "none yet"
         raise OSError(

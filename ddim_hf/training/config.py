@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub.utils import validate_repo_id
 
+from ..data import MAX_CACHED_BYTES
 from ..loss import WEIGHTINGS
 from ..unet import UNET_CONFIGS
 from .profiles import Profile, parse_profile
@@ -64,11 +65,12 @@ RECIPES: dict[str, dict[str, Any]] = {
 # Settings that a resumed run may change: they say where, how long and how watched a run is, not what it computes, or
 # what they lead to is compared itself (images, network, noise schedule).
 FREE_ON_RESUME = frozenset(
-    "output_dir max_train_steps num_train_epochs cache_dir refresh_cache dataset_name dataset_config_name "
-    "dataset_revision image_column class_conditional label_column gradient_accumulation_steps compile logger "
-    "logging_steps checkpointing_steps checkpoints_total_limit resume_from_checkpoint samplers feature_extractor "
-    "inception_weights eval_batch_size validation_split validation_steps validation_images dry_run push_to_hub "
-    "hub_model_id hub_private hub_license recipe network block_out_channels layers_per_block attention_levels "
+    "output_dir max_train_steps num_train_epochs cache_dir refresh_cache max_cached_bytes data_on_device "
+    "dataset_name dataset_config_name dataset_revision image_column class_conditional label_column "
+    "gradient_accumulation_steps compile logger logging_steps checkpointing_steps checkpoints_total_limit "
+    "resume_from_checkpoint samplers feature_extractor inception_weights eval_batch_size validation_split "
+    "validation_steps validation_images dry_run push_to_hub hub_model_id hub_private hub_license recipe network "
+    "block_out_channels layers_per_block attention_levels "
     "pretrained dropout grey skip_broken prediction_type beta_schedule".split()
 )
 
@@ -132,6 +134,8 @@ class TrainingConfig:
     label_dropout: float | None = setting("hide a label with this probability, in [0, 1); 0.1 if not given")
     cache_dir: str | None = setting("where decoded images are kept")
     refresh_cache: bool = setting("read and decode all images again, whatever is kept of them", False)
+    max_cached_bytes: int = setting("larger sets, when decoded, are decoded on each access", MAX_CACHED_BYTES)
+    data_on_device: str = setting("copy all images to the device: yes, no, or auto, on a GPU that has room", "auto")
     skip_broken: bool = setting("leave out images that cannot be decoded instead of stopping", False)
     grey: bool = setting("make colour images grey, for a network of one channel", False)
     resolution: int | None = setting("side of the square images, in pixels")
@@ -222,6 +226,7 @@ class TrainingConfig:
         _allow("mixed_precision", self.mixed_precision, (None, *PRECISIONS))
         _allow("prediction_type", self.prediction_type, (None, "epsilon", "v_prediction", "sample"))
         _allow("beta_schedule", self.beta_schedule, (None, "linear", "scaled_linear", "squaredcos_cap_v2"))
+        _allow("data_on_device", self.data_on_device, ("auto", "yes", "no"))
         _allow("logger", self.logger, ("tensorboard", "wandb", "none"))
         for name in (
             "resolution max_train_steps num_train_epochs batch_size gradient_accumulation_steps eval_batch_size "
@@ -241,7 +246,7 @@ class TrainingConfig:
             raise ValueError(f"label_dropout is {self.label_dropout}; allowed: numbers from 0 below 1")
         if self.snr_gamma is not None and not self.snr_gamma > 0:
             raise ValueError(f"snr_gamma is {self.snr_gamma}; allowed: numbers above 0")
-        for name in ("lr_warmup_steps", "weight_decay", "seed"):
+        for name in ("lr_warmup_steps", "weight_decay", "seed", "max_cached_bytes"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: numbers from 0")
         if self.push_to_hub and not self.hub_model_id:

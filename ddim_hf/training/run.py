@@ -20,7 +20,7 @@ from ..data.sources import is_on_hub
 from ..files import write_text
 from ..loss import Objective
 from ..pipeline_ddim_custom import DDIMCustomPipeline
-from ..processes import on_main
+from ..processes import gathered, on_main
 from ..provenance import command, describe_run
 from .batches import DROPOUT, BatchOrder, BatchReader, draw_hidden, draw_step, seed_for, to_states
 from .checkpoints import TrainingState, find_checkpoint, lay_out_moments, list_checkpoints, set_aside_newer
@@ -98,7 +98,7 @@ class TrainingRun:
         config = with_precision(config, self.accelerator)
         self.folder = Path(config.output_dir)
         self.device = self.accelerator.device
-        self.stop = StopRequest(self.accelerator)
+        self.stop = StopRequest()
         self.lock = None  # on the folder, from `resume` on
 
         # The network and what it is trained on
@@ -127,6 +127,7 @@ class TrainingRun:
             self.share,
             self.device,
             config.max_train_steps,
+            config.data_on_device,
         )
 
         # What trains it
@@ -160,24 +161,14 @@ class TrainingRun:
         named = wanted not in (None, "latest")
         if not named:  # what there is may change while another run saves
             on_main(self._hold_folder)
-        if wanted is None:
-            existing = list_checkpoints(self.folder)
-            if existing:
-                raise ValueError(
-                    f"{self.folder} already holds {existing[-1].name}; allowed: --resume_from_checkpoint latest to go "
-                    "on with it, or another --output_dir"
-                )
-        else:
-            path = on_main(lambda: find_checkpoint(self.folder, wanted))
-            if path is None:
-                self.accelerator.print(f"no checkpoint in {self.folder} yet: starting at step 0")
-            else:
-                self.state.load(path, self.identity())
-                if self.state.step > config.max_train_steps:
-                    raise ValueError(
-                        f"{path} is beyond max_train_steps, {config.max_train_steps}; allowed: from {self.state.step}"
-                    )
-                self.accelerator.print(f"resuming {path} at step {self.state.step}")
+        # The main process reads, and the others follow: the folder may lie on its machine alone.
+        path = on_main(self._load_checkpoint)
+        if path is not None:
+            if self.accelerator.num_processes > 1:
+                self.state.follow()
+            self.accelerator.print(f"resuming {path} at step {self.state.step}")
+        elif wanted is not None:
+            self.accelerator.print(f"no checkpoint in {self.folder} yet: starting at step 0")
         if named:  # only now, so that a wrong name makes no folder
             on_main(self._hold_folder)
         on_main(self._begin_records)
@@ -190,6 +181,24 @@ class TrainingRun:
                 config=flat,
                 init_kwargs={"tensorboard": {"purge_step": self.state.step + 1}},
             )
+
+    def _load_checkpoint(self) -> Path | None:
+        """Load the one that is asked for; None if there is none, or none is."""
+        wanted, steps = self.config.resume_from_checkpoint, self.config.max_train_steps
+        if wanted is None:
+            existing = list_checkpoints(self.folder)
+            if existing:
+                raise ValueError(
+                    f"{self.folder} already holds {existing[-1].name}; allowed: --resume_from_checkpoint latest to go "
+                    "on with it, or another --output_dir"
+                )
+            return None
+        path = find_checkpoint(self.folder, wanted)
+        if path is not None:
+            self.state.load(path, self.identity())
+            if self.state.step > steps:
+                raise ValueError(f"{path} is beyond max_train_steps, {steps}; allowed: from {self.state.step}")
+        return path
 
     def _hold_folder(self):
         self.lock = hold_folder(self.folder)
@@ -245,7 +254,7 @@ class TrainingRun:
                 torch.accelerator.synchronize()
 
         def slowest(seconds: float) -> float:
-            return self.accelerator.gather(torch.tensor([seconds], device=self.device)).max().item()
+            return max(gathered(seconds))
 
         self.accelerator.print("compile auto: a trial, some minutes where passes take long", flush=True)
         with torch.random.fork_rng([] if self.device.type == "cpu" else [self.device]):  # dropout draws
@@ -372,7 +381,7 @@ class TrainingRun:
         finite = torch.stack([parameter.isfinite().all() for parameter in self.unet.parameters()]).all().item()
         if math.isfinite(loss) and finite:
             return loss
-        checkpoints = list_checkpoints(self.folder)
+        checkpoints = on_main(lambda: list_checkpoints(self.folder))  # all processes come here, or none
         kept = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
         raise ValueError(
             f"{'a weight' if math.isfinite(loss) else 'the loss'} became not finite in {state.window.steps} steps "
@@ -431,17 +440,19 @@ class TrainingRun:
 
     def finish(self):
         """Save the result: the first average in the run's folder, each further one in a folder of its own."""
-        if self.accelerator.is_main_process:
-            averages = self.state.averages
-            for number, name in enumerate(averages.names or [None]):
-                with averages.applied(name):
-                    save_model(self.pipeline, self.folder if number == 0 else self.folder / name)
-            record = {**self.record(), "final_step": self.state.step, "final_loss": self.state.loss}
-            write_text(self.folder / "config.json", json.dumps(record, indent=2) + "\n")
-            self.stop.ignore()  # all is saved: from here on a signal ends the process at once
+        on_main(self._save_result)
+        self.stop.ignore()  # all is saved: from here on a signal ends the process at once
+        if self.accelerator.is_main_process:  # for as long as it takes: no other one waits for it
             publish(self.config, self.folder, self.state.step)
             print(f"the model lies in {self.folder}; sample it: python examples/sample.py {self.folder}")
-        self.accelerator.wait_for_everyone()
+
+    def _save_result(self):
+        averages = self.state.averages
+        for number, name in enumerate(averages.names or [None]):
+            with averages.applied(name):
+                save_model(self.pipeline, self.folder if number == 0 else self.folder / name)
+        record = {**self.record(), "final_step": self.state.step, "final_loss": self.state.loss}
+        write_text(self.folder / "config.json", json.dumps(record, indent=2) + "\n")
 
     def close(self):
         """Let go of signals, threads, trackers and the folder."""

@@ -19,10 +19,10 @@ from ..evaluation.references import reference_statistics
 from ..files import whole_file, whole_folder
 from ..images import image_grid, is_finite, pixels_to_pil, states_to_pixels
 from ..pipeline_ddim_custom import DDIMCustomPipeline
-from ..processes import on_main
+from ..processes import gathered, on_main
 from .config import SamplerSettings, TrainingConfig
 from .result import save_model
-from .stopping import StopRequest
+from .stopping import Interrupted, StopRequest
 
 GRID_IMAGES = 64
 
@@ -36,10 +36,6 @@ def in_rows(images: list[Any], classes: int) -> tuple[list[Any], int | None]:
     if columns < 2:
         return images, None
     return [images[number + classes * place] for number in range(classes) for place in range(columns)], columns
-
-
-class _Interrupted(Exception):
-    """The run was asked to stop amid a batch of samples."""
 
 
 class Samplers:
@@ -67,10 +63,8 @@ class Samplers:
         if self.settings and config.feature_extractor != "none":
             named = None if config.feature_extractor == "inception" else config.feature_extractor
             self.extractor = load_feature_extractor(named, config.inception_weights, device=accelerator.device)
-            # The first process computes them and keeps them in the cache, where the others find them.
-            with accelerator.main_process_first():
-                known = {"cache_dir": config.cache_dir}
-                self.reference = reference_statistics(reference.unlabelled(), self.extractor, **known)
+            known = {"cache_dir": config.cache_dir}
+            self.reference = reference_statistics(reference.unlabelled(), self.extractor, **known)
 
     # In a checkpoint
 
@@ -93,6 +87,14 @@ class Samplers:
                 self.best[sampler] = distance
         self.pending = [sampler for sampler in self.settings if sampler.name in state["pending"]]
 
+    def place(self) -> tuple:
+        """What `take` makes the place of another process too."""
+        return self.best, self.others, self.pending
+
+    def take(self, place: tuple):
+        """Take the place of the main process, which alone sees the folder."""
+        self.best, self.others, self.pending = place
+
     def _terms(self, sampler: SamplerSettings) -> list:
         """What two distances must share to be compared."""
         return [sampler.images, self.extractor.hash if self.extractor else None]
@@ -112,15 +114,18 @@ class Samplers:
                 return
             values = {f"sampler-{sampler.name}/seconds": time.perf_counter() - began}
             if self.extractor is not None:
-                values |= self._judge(sampler, statistics, pipeline, step)
-            save = partial(self._save_grid, sampler, grid, step, classes=len(pipeline.id2label))
-            on_main(save)
+                try:
+                    values |= self._judge(sampler, statistics, pipeline, step)
+                except Interrupted:
+                    return
+            whole = [image for part in gathered(grid) for image in part]  # in the order of the seeds
+            on_main(partial(self._save_grid, sampler, whole, step, classes=len(pipeline.id2label)))
             # Done once all is written: a stop before this runs the sampler anew from the checkpoint.
             self.pending.pop(0)
             yield values
 
-    def _sample(self, sampler: SamplerSettings, pipeline: DDIMCustomPipeline) -> tuple[list[torch.Tensor], Statistics]:
-        """This process's share: the first images, for the grid, and the statistics of the features of all.
+    def _sample(self, sampler: SamplerSettings, pipeline: DDIMCustomPipeline) -> tuple[list[np.ndarray], Statistics]:
+        """This process's share: its images that belong to the grid, and the statistics of the features of all.
 
         Both are incomplete where the run was asked to stop.
         """
@@ -128,7 +133,7 @@ class Samplers:
         size, hidden = self.config.eval_batch_size, not self.accelerator.is_main_process
         first, last = (sampler.images * part // processes for part in (rank, rank + 1))
         rounds = math.ceil(math.ceil(sampler.images / processes) / size)  # as many on every process, as each one votes
-        grid: list[torch.Tensor] = []
+        grid: list[np.ndarray] = []
         statistics = Statistics()
         title = f"sampling {sampler.images} images in {sampler.steps} steps, eta {sampler.eta:g}"
         with tqdm(total=last - first, desc=title, unit="image", leave=False, disable=hidden) as bar:
@@ -141,7 +146,7 @@ class Samplers:
                 if states is None:
                     continue
                 pixels = states_to_pixels(states)
-                grid += list(pixels[: max(0, GRID_IMAGES - len(grid))])
+                grid += list(pixels[: max(0, GRID_IMAGES - seeds[0])].numpy())
                 if self.extractor is not None:
                     features = self.extractor(pixels)
                     features[~is_finite(states)] = np.nan  # those pixels are black, and their features finite
@@ -155,7 +160,7 @@ class Samplers:
 
         def interrupt(*_):
             if self.stop.received:
-                raise _Interrupted
+                raise Interrupted
 
         try:
             output = pipeline(
@@ -167,18 +172,22 @@ class Samplers:
                 seeds=seeds,
                 callback_on_step_end=interrupt,
             )
-        except _Interrupted:
+        except Interrupted:
             return None
         return output.images
 
     def _judge(
         self, sampler: SamplerSettings, statistics: Statistics, pipeline: DDIMCustomPipeline, step: int
     ) -> dict[str, float]:
-        """The distance over all processes' images; the model is kept if it is this sampler's best."""
+        """The distance over all processes' images; the model is kept if it is this sampler's best.
+
+        Raises:
+            Interrupted: the run was asked to stop meanwhile.
+        """
         # All add up their sums; the main process takes the distance and tells it, so that all agree on the best.
         whole, metric = statistics.reduced(), self.extractor.metric
         try:
-            distance = on_main(lambda: frechet_distance(whole, self.reference))
+            distance = self.stop.on_main(frechet_distance, whole, self.reference)
         except ValueError as error:  # such as features that are not finite
             self.accelerator.print(f"step {step}: no {metric} of {sampler.name}: {error}")
             return {}
@@ -196,8 +205,8 @@ class Samplers:
         with whole_folder(self.folder / f"best-{sampler.name}") as beside:
             save_model(pipeline, beside)
 
-    def _save_grid(self, sampler: SamplerSettings, grid: list[torch.Tensor], step: int, classes: int = 0):
-        picture = image_grid(*in_rows(pixels_to_pil(torch.stack(grid)), classes))
+    def _save_grid(self, sampler: SamplerSettings, grid: list[np.ndarray], step: int, classes: int = 0):
+        picture = image_grid(*in_rows(pixels_to_pil(torch.from_numpy(np.stack(grid))), classes))
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
         with whole_file(self.folder / "samples" / f"step-{step:07d}-{sampler.name}.png") as beside:
             picture.save(beside)

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 from diffusers import UNet2DModel
 from filelock import FileLock, Timeout
 
 from ..data import ImageDescription, ImageSet, describe_images, describe_source, load_images, open_source
 from ..hub import load_configs
 from ..pipeline_ddim_custom import DDIMCustomPipeline
+from ..processes import COLLECTIVE_LIMIT, gathered, wait_for_all
 from ..provenance import launcher
 from ..scheduling_ddim_custom import DDIMSchedulerCustom
 from ..unet import UNET_CONFIGS
@@ -54,6 +55,7 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
         mixed_precision=config.mixed_precision,
         # One pass: else accelerate would take the number from its environment and divide the loss by it again.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_LIMIT)],
         log_with=None if config.logger == "none" else config.logger,
         project_dir=config.output_dir,
     )
@@ -204,24 +206,38 @@ def load_split(
 ) -> tuple[ImageSet, ImageDescription]:
     """Return a split of the run's images, decoded by one process for all of a machine, and what they are.
 
+    The others of the machine wait for the cache's lock, which has no limit.
+
     Raises as `describe_split`.
     """
     described = describe_split(config, split, channels)
-    with accelerator.main_process_first():
-        if described.channels is None:  # on the Hub: it shows only when it is here
-            source, split = open_source(config.dataset_name, split, **_options(config))
-            described = describe_source(described.kind, described.name, split, source)
-            _check_channels(config, described, channels)
-        images = load_images(
-            config.dataset_name,
-            split=split,
-            resolution=config.resolution,
-            channels=channels,
-            **_options(config),
-            **_labels(config),
-            cache_dir=config.cache_dir,
-            refresh_cache=config.refresh_cache and accelerator.is_local_main_process,  # the others take what it leaves
-            skip_broken=config.skip_broken,
+    refresh, first = config.refresh_cache, accelerator.is_local_main_process
+    if refresh and not first:
+        wait_for_all()  # for the first of each machine, and then take what it leaves
+    if described.channels is None:  # on the Hub: it shows only when it is here
+        source, split = open_source(config.dataset_name, split, **_options(config))
+        described = describe_source(described.kind, described.name, split, source)
+        _check_channels(config, described, channels)
+    images = load_images(
+        config.dataset_name,
+        split=split,
+        resolution=config.resolution,
+        channels=channels,
+        **_options(config),
+        **_labels(config),
+        cache_dir=config.cache_dir,
+        refresh_cache=refresh and first,
+        skip_broken=config.skip_broken,
+        max_cached_bytes=config.max_cached_bytes,
+    )
+    if refresh and first:
+        wait_for_all()
+    fingerprints = gathered(images.fingerprint)
+    if len(set(fingerprints)) > 1:
+        others = [number for number, one in enumerate(fingerprints) if one != fingerprints[0]]
+        raise ValueError(
+            f"{config.dataset_name}: the processes {others} find other images than process 0; allowed: the same ones "
+            "on every machine"
         )
     return images, replace(described, num_images=len(images), label_names=images.label_names)
 

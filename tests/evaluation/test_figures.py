@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from ddim_hf.data import ImageSet
 from ddim_hf.evaluation import distances
 from ddim_hf.evaluation.features import FeatureExtractor
-from ddim_hf.evaluation.figures import _Extraction
+from ddim_hf.evaluation.figures import _Extraction, image_distances
 from ddim_hf.evaluation.frechet import Statistics, frechet_distance
+from ddim_hf.evaluation.references import BATCH
 from ddim_hf.evaluation.unfinished import Unfinished
 
 
@@ -35,6 +37,24 @@ def test_a_cpu_is_not_shared_with_a_second_thread():
         frechet_distance(Statistics().update(extractor(torch.from_numpy(images))), reference), rel=1e-9
     )
     assert 0 < found["seconds_features"] <= found["seconds_waiting"] <= found["seconds"]
+
+
+def test_real_images_are_measured_few_at_once():
+    """The distance of real images (`--floor`) reads them a batch at a time, each once."""
+    asked = []
+
+    class Recorded(ImageSet):
+        def __getitem__(self, numbers):
+            asked.append(list(numbers))
+            return super().__getitem__(numbers)
+
+    pixels = np.random.default_rng(0).integers(0, 256, (1000, 1, 2, 2), dtype=np.uint8)
+    extractor = FeatureExtractor("pixels", "", lambda x: x[:, 0].flatten(1), None, torch.device("cpu"))
+    reference = Statistics().update(np.random.default_rng(1).uniform(0, 255, (50, 4)))
+    found = image_distances(Recorded("a folder", "train", "", pixels), extractor, reference, count=900)
+    assert sum(asked, []) == list(range(900)) and max(map(len, asked)) <= BATCH
+    whole = Statistics().update(pixels[:900].reshape(900, 4))
+    assert found["frechet_distance"] == pytest.approx(frechet_distance(whole, reference), rel=1e-9)
 
 
 # What a kill leaves of a cell

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ddim_hf.data import load_images
+from ddim_hf.training import batches
 from ddim_hf.training.batches import BatchOrder, BatchReader, draw_step, to_states
 
 
@@ -87,3 +88,30 @@ def test_states():
     assert states.tolist() == [[[[-1.0, 1.0]]], [[[1.0, -1.0]]]]
     assert to_states(images, None).tolist() == [[[[-1.0, 1.0]]]] * 2
     assert images.tolist() == [[[[0, 255]]]] * 2
+
+
+@pytest.mark.parametrize("on_device", ["yes", "no"])
+def test_batches_are_the_same_from_a_copy_of_all_images(monkeypatch, on_device):
+    """A copy of the set, made block by block, gives the batches that the set itself gives."""
+    images, device = load_images("digits", split="test", resolution=8, channels=1), torch.device("cpu")
+    monkeypatch.setattr(batches, "COPIED_BYTES", 7 * 64)
+    reader = BatchReader(images, BatchOrder(180, 50, seed=0), slice(10, 30), device, 5, on_device)
+    assert (reader.resident is not None) == (on_device == "yes")
+    for step in range(5):
+        assert torch.equal(reader.take(step), images[BatchOrder(180, 50, seed=0).indices(step)[10:30]])
+    reader.close()
+
+
+def test_images_are_copied_where_they_fit(monkeypatch):
+    """By itself a GPU gets them within a quarter of its free memory, and a CPU never; asked for beyond what is free,
+    it is one line."""
+    images, gpu = load_images("digits", split="test", resolution=8, channels=1), torch.device("cuda")
+    size = 180 * 64
+    for free, wanted in ((4 * size, True), (4 * size - 1, False)):
+        monkeypatch.setattr(batches, "free_memory", lambda device, free=free: free)
+        assert batches.is_wanted("auto", images, gpu) == wanted
+        assert not batches.is_wanted("auto", images, torch.device("cpu"))
+        assert batches.is_wanted("yes", images, gpu) and not batches.is_wanted("no", images, gpu)
+    monkeypatch.setattr(batches, "free_memory", lambda device: size - 1)
+    with pytest.raises(ValueError, match=r"^data_on_device is yes, .* allowed: auto, or no$"):
+        batches.is_wanted("yes", images, gpu)

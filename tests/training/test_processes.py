@@ -1,5 +1,6 @@
 """Runs as processes: killed, stopped, out of disk, two instead of one, under the real launcher."""
 
+import json
 import os
 import random
 import re
@@ -9,9 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from image_files import write_folder
+from PIL import Image
+from torch.distributed.launcher.api import LaunchConfig
 from training_runs import (
     ROOT,
     SCRIPT,
@@ -27,6 +34,8 @@ from training_runs import (
     weights,
 )
 
+from ddim_hf.data import cache
+from ddim_hf.training import samplers, setup
 from ddim_hf.training.checkpoints import list_checkpoints, why_torn
 
 LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision", "no", "--num_processes", "2"]
@@ -134,6 +143,63 @@ def test_one_of_two_processes_is_told(model, tmp_path):
     assert why_torn(checkpoint) is None and checkpoint.name == f"checkpoint-{log_lines(folder)[-1]['step']}"
 
 
+def impatient():
+    """Collectives of 5 seconds at most, and 8 seconds of decoding."""
+    limit = timedelta(seconds=5)
+    torch.distributed.distributed_c10d.default_pg_timeout = setup.COLLECTIVE_LIMIT = limit
+    cache.THREADS, decode = 1, cache.decode
+    cache.decode = lambda *args: (time.sleep(0.5), decode(*args))[1]
+
+
+def test_images_that_take_longer_than_a_collective(model, tmp_path):
+    """While one of two processes decodes for longer than a collective may last, the other waits. Where a sampler has
+    fewer images than there are processes, its grid holds them."""
+    folder = tmp_path / "run"
+    words = dict(dataset_name=write_folder(tmp_path / "images", 16), cache_dir=tmp_path / "cache", grey=True)
+    words |= dict(samplers="1:0.0:2:1", feature_extractor="none", max_train_steps=2, batch_size=2)
+    pair = run_pair(tmp_path, flags(model, folder, **words), before=impatient)
+    assert [run.wait() for run in pair] == [0, 0], pair[1].text()[-2000:]
+    grid = np.asarray(Image.open(folder / "samples/step-0000002-1-0.png"))
+    assert grid.std() > 0
+
+
+def endless_distance(*_):
+    Path("reached").touch()
+    while True:
+        time.sleep(60)
+
+
+def with_endless_distance():
+    samplers.frechet_distance = endless_distance
+
+
+def test_a_signal_amid_a_distance(model, tmp_path):
+    """SIGTERM while the main process of two takes a distance that does not end: within seconds they leave a whole
+    checkpoint, in which that sampler is pending."""
+    folder = tmp_path / "run"
+    words = ENDLESS | dict(samplers="1:0.0:3:4", feature_extractor=save_features(tmp_path / "features.pt", 64))
+    words |= dict(cache_dir=tmp_path / "cache")
+    pair = run_pair(tmp_path, flags(model, folder, **words), (tmp_path, tmp_path), before=with_endless_distance)
+    until((tmp_path / "reached").exists)
+    began = time.monotonic()
+    for run in pair:
+        os.kill(run.process.pid, signal.SIGTERM)
+    assert [run.wait(30) for run in pair] == [143, 143] and time.monotonic() - began < 20
+    (checkpoint,) = list_checkpoints(folder)
+    assert checkpoint.name == "checkpoint-3" and why_torn(checkpoint) is None
+    assert json.loads((checkpoint / "state.json").read_text())["selection"]["pending"] == ["1-0"]
+
+
+def test_the_launchers_patience_is_a_variable(monkeypatch):
+    """torchrun, and so accelerate launch, kills what has not ended so many seconds after SIGTERM: 30, or
+    TORCH_ELASTIC_SHUTDOWN_TIMEOUT."""
+    counts = dict(min_nodes=1, max_nodes=1, nproc_per_node=2)
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    assert LaunchConfig(**counts).shutdown_timeout == 30
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
+    assert LaunchConfig(**counts).shutdown_timeout == 600
+
+
 def test_processes_that_do_not_divide_the_batch(model, tmp_path):
     """A batch size that two processes cannot share ends both with one line and code 2."""
     pair = run_pair(tmp_path, flags(model, tmp_path / "run", batch_size=15))
@@ -170,6 +236,9 @@ def assert_same_run(folder: Path, one: Path, best: Path):
     """The weights, the best model and the logged figures of `folder` are those of one process; its best is `best`."""
     assert difference(weights(folder), weights(one)) < 1e-4
     assert difference(weights(folder / "best-2-1"), weights(best)) < 1e-4
+    grids = [Image.open(run / "samples/step-0000012-2-1.png") for run in (folder, one)]
+    pixels = [np.asarray(grid).astype(int) for grid in grids]
+    assert pixels[0].shape == pixels[1].shape and np.abs(pixels[0] - pixels[1]).max() <= 3
     ours, theirs = log_lines(folder), log_lines(one)
     for name in ("loss", "validation_loss", "sampler-2-1/frechet_distance"):
         a, b = ({line["step"]: line[name] for line in lines if name in line} for lines in (ours, theirs))
@@ -185,13 +254,17 @@ def test_two_processes_under_the_launcher(digits, tmp_path):
 
 
 def test_two_processes_after_one(digits, tmp_path):
-    """Six steps in one process and six in two: within 1e-4 of twelve in one on every weight."""
+    """Six steps in one process and six in two, of which one alone has the folder: within 1e-4 of twelve in one on
+    every weight."""
     one, words = digits
-    folder = tmp_path / "run"
+    folders = (tmp_path / "here", tmp_path / "elsewhere")
+    folder = folders[0] / "run"
     shutil.copytree(one / "checkpoint-6", folder / "checkpoint-6")
-    pair = run_pair(tmp_path, [*words, "--output_dir", str(folder), "--resume_from_checkpoint", "latest"])
-    assert [run.wait() for run in pair] == [0, 0]
+    words = [*words, "--output_dir", "run", "--resume_from_checkpoint", "latest"]
+    pair = run_pair(tmp_path, words, folders)
+    assert [run.wait() for run in pair] == [0, 0], pair[1].text()[-2000:]
     assert "resuming" in pair[0].text() and '"num_processes": 2' in (folder / "config.json").read_text()
+    assert not list(folders[1].iterdir())
     assert_same_run(folder, one, best=one)  # it sampled after its last step alone
 
 

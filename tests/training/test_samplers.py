@@ -111,7 +111,7 @@ def test_a_resumed_run_remembers_the_best(model, settings, finished, tmp_path):
 
 def selection(model, folder, **settings):
     accelerator, images = Accelerator(), load_images("digits", split="train", resolution=8, channels=1)
-    return Samplers(config(model, folder, **settings), accelerator, images, StopRequest(accelerator))
+    return Samplers(config(model, folder, **settings), accelerator, images, StopRequest())
 
 
 def test_a_best_by_other_terms_is_forgotten(model, settings, tmp_path):

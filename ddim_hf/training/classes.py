@@ -9,6 +9,10 @@ from diffusers import UNet2DModel
 from ..data import ImageSet
 from ..guidance import number_of_classes
 
+# Adam goes about one learning rate a step, and an embedding that starts at zero has a long way to go. Fine-tuned on
+# the digits for 200 steps, 14% of samples showed their class, hardly more than by chance; at 20 times the rate 88%.
+FROM_ZERO = 20
+
 
 def check_labels(images: ImageSet):
     """Raise ValueError, in one line, for labels that no class can be learnt from."""

@@ -146,6 +146,9 @@ class TrainingConfig:
     batch_size: int | None = setting("images of one optimizer step, over all processes and accumulation passes")
     gradient_accumulation_steps: int = setting("passes in which a process works off its share of a step", 1)
     learning_rate: float | None = setting("peak learning rate of AdamW")
+    class_learning_rate: float | None = setting(
+        "peak learning rate of the class embedding; if not given 20 times the others' where it starts at zero"
+    )
     lr_scheduler: str | None = setting("after warm-up: constant, or cosine to zero at max_train_steps")
     lr_warmup_steps: int | None = setting("steps of linear warm-up")
     weight_decay: float = setting("decoupled weight decay of AdamW", 0.0)
@@ -235,7 +238,12 @@ class TrainingConfig:
         ).split():
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: whole numbers from 1")
-        for name in ("learning_rate", "max_grad_norm"):
+        rates = (
+            "learning_rate",
+            "max_grad_norm",
+            *(("class_learning_rate",) if self.class_learning_rate is not None else ()),
+        )
+        for name in rates:
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: numbers above 0")
         if self.seed >= 2**63:
@@ -282,6 +290,7 @@ class TrainingConfig:
             "inception_weights": (extractor != "inception", f"feature_extractor {extractor}"),
             "label_column": (not self.class_conditional, "no class_conditional"),
             "label_dropout": (not self.class_conditional, "no class_conditional"),
+            "class_learning_rate": (not self.class_conditional, "no class_conditional"),
             "hub_private": (not self.push_to_hub, "no push_to_hub"),
         }
         for name, (is_void, other) in void.items():

@@ -24,7 +24,7 @@ from ..processes import gathered, on_main
 from ..provenance import command, describe_run
 from .batches import DROPOUT, BatchOrder, BatchReader, draw_hidden, draw_step, seed_for, to_states
 from .checkpoints import TrainingState, find_checkpoint, lay_out_moments, list_checkpoints, set_aside_newer
-from .classes import check_labels, null_labels, with_classes
+from .classes import FROM_ZERO, check_labels, null_labels, with_classes
 from .computation import Computation, place
 from .config import TrainingConfig
 from .ema import Averages
@@ -109,6 +109,9 @@ class TrainingRun:
         names, changes = self.images.label_names, []
         if config.class_conditional:
             check_labels(self.images)
+            from_zero = config.pretrained is not None and self.unet.config.num_class_embeds is None
+            rate = config.class_learning_rate or config.learning_rate * (FROM_ZERO if from_zero else 1)
+            config = replace(config, class_learning_rate=rate)
             new = config.seed if config.pretrained is None else None
             self.unet, changes = with_classes(self.unet, names, before, new)
         self.accelerator.print(*summarize(config, self.unet, described), *changes, sep="\n", flush=True)
@@ -337,7 +340,7 @@ class TrainingRun:
 
         # The update
         for group in state.optimizer.param_groups:
-            group["lr"] = config.learning_rate_at(state.step)
+            group["lr"] = config.learning_rate_at(state.step) * group["share"]
         self.accelerator.clip_grad_norm_(self.unet.parameters(), config.max_grad_norm)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)

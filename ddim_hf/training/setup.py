@@ -243,9 +243,17 @@ def load_split(
 
 
 def build_optimizer(config: TrainingConfig, unet: UNet2DModel) -> torch.optim.AdamW:
-    """Return AdamW over the network's parameters, in one fused kernel where the device has one."""
+    """Return AdamW over the network's parameters, in one fused kernel where the device has one.
+
+    A group's `share` is its learning rate over that of the run: the class embedding may have another one.
+    """
+    parameters = dict(unet.named_parameters())
+    embedding = parameters.pop("class_embedding.weight", None)
+    groups = [{"params": list(parameters.values()), "share": 1.0}]
+    if embedding is not None:
+        groups.append({"params": [embedding], "share": config.class_learning_rate / config.learning_rate})
     fused = unet.device.type in ("cuda", "cpu")
-    return torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
 
 
 def hold_folder(folder: Path) -> FileLock:

@@ -84,6 +84,22 @@ def test_a_runs_first_loss_is_that_of_the_unconditional_run(model, tmp_path):
     assert first == second
 
 
+def test_an_embedding_from_zero_learns_twenty_times_as_fast(model, finished, tmp_path):
+    """Adam's first step moves each weight by its learning rate: the embedding of a fine-tuned unconditional network by
+    twenty times that of the others, of a conditional one by as much, and by class_learning_rate where it is given."""
+    once = dict(class_conditional=True, max_train_steps=1, lr_warmup_steps=0, learning_rate=1e-4, ema_decay="none")
+    for number, (start, settings, rate) in enumerate(
+        [(model, {}, 2e-3), (str(finished), {}, 1e-4), (model, dict(class_learning_rate=5e-4), 5e-4)]
+    ):
+        after = weights(train(config(start, tmp_path / str(number), **once | settings)))
+        before = weights(start)
+        moved = {name: (after[name] - before.get(name, 0)).abs().max().item() for name in after}
+        assert moved.pop("class_embedding.weight") == pytest.approx(rate, rel=0.01)
+        assert max(moved.values()) == pytest.approx(1e-4, rel=0.01)
+    recorded = json.loads((tmp_path / "0" / "config.json").read_text())
+    assert recorded["class_learning_rate"] == pytest.approx(2e-3)
+
+
 def test_known_classes_keep_their_embedding():
     """Of a network with classes those of the same name keep their row, new ones take the null class's, and a line
     says how many; with the same names it is the same network."""
@@ -297,7 +313,8 @@ def test_what_cannot_be_trained_with_classes_is_one_line(model, finished, tmp_pa
     pictures(flat, [""] * 4)
     assert "has no labels: its images lie in no folders" in said(dataset_name=str(flat))
     assert "label_dropout is 1.0; allowed" in said(label_dropout=1.0)
-    for name, value in (("label_dropout", 0.2), ("label_column", "label")):
+    assert "class_learning_rate is 0.0; allowed: numbers above 0" in said(class_learning_rate=0.0)
+    for name, value in (("label_dropout", 0.2), ("label_column", "label"), ("class_learning_rate", 1.0)):
         assert f"{name} is given with no class_conditional" in said(class_conditional=False, **{name: value})
     assert "is conditioned on classes; allowed: with class_conditional" in said(
         model=str(finished), class_conditional=False

@@ -57,6 +57,7 @@ SMALL = {
     "trajectory.py": "--num_images 2 --num_inference_steps 3",
     "nearest.py": "--num_images 2 --num_inference_steps 2",
     "push_to_hub.py": "",
+    "make_patches.py": "--resolution 8 --num_images 4",
     "push_space.py": "",
     "calibrate.py": "--num_inference_steps 2,3 --num_images 2 --teacher_steps 4",
 }
@@ -170,7 +171,7 @@ def test_commands_fit_their_scripts(command):
                 assert not words
                 continue
             _, unknown = parser_of(script).parse_known_args(words)
-            if unknown and script == "examples/cifar10.py":  # it hands them on
+            if unknown and script == "examples/reproduce.py":  # it hands them on
                 _, unknown = parser_of("examples/train.py").parse_known_args(unknown)
             assert not unknown
         else:

@@ -163,9 +163,9 @@ def test_the_benchmarks_check_can_fail():
         ("reconstruct.py", ["MODEL", "out", "--num_images", "-4"], "num_images is -4; allowed"),
         ("sample.py", ["MODEL", "--output_dir", "out", "--max_batch_size", "0"], "max_batch_size is 0; allowed"),
         ("evaluate.py", ["MODEL", "--reference", "digits", "--no_distance"], "nothing to measure"),
-        ("cifar10.py", ["--minutes", "-1"], "minutes is -1; allowed: above 0"),
-        ("cifar10.py", ["--parts", "show", "--num_image", "-1"], "--num_image is no flag of this script"),
-        ("cifar10.py", ["--feature_extractor", "none.pt"], "feature_extractor 'none.pt': no such file"),
+        ("reproduce.py", ["--minutes", "-1"], "minutes is -1; allowed: above 0"),
+        ("reproduce.py", ["--parts", "show", "--num_image", "-1"], "--num_image is no flag of this script"),
+        ("reproduce.py", ["--feature_extractor", "none.pt"], "feature_extractor 'none.pt': no such file"),
         ("interpolate.py", ["MODEL", "out", "--seeds", "1", "2", "3"], "3 corners; allowed: 2"),
         ("interpolate.py", ["MODEL", "out", "--num_images", "1"], "num_images is 1; allowed: 2 or more"),
         ("trajectory.py", ["MODEL", "out", "--eta", "2"], "eta is 2.0; allowed"),
@@ -198,14 +198,36 @@ def test_make_cifar10_trains_ten_million_images(tmp_path):
         capture_output=True,
         text=True,
     )
-    words = shlex.split(next(line for line in made.stdout.replace("\\\n", " ").splitlines() if "cifar10.py" in line))
+    words = shlex.split(next(line for line in made.stdout.replace("\\\n", " ").splitlines() if "reproduce.py" in line))
     here = ["--parts", "train", "--dry_run", "--dataset_name", tmp_path]
-    call = [sys.executable, EXAMPLES / "cifar10.py", *words[2:], *here]
+    call = [sys.executable, EXAMPLES / "reproduce.py", *words[2:], *here]
     done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     assert '"mixed_precision": "bf16"' in done.stdout and '"compile": "auto"' in done.stdout
     assert "20,000 steps of 512 images" in done.stdout
     assert words[-2:] == ["--minutes", "9"]
+
+
+def test_make_celebahq_trains_the_published_recipe(tmp_path):
+    """What `make celebahq-256` runs is valid: its dry run knows the network of 114 million parameters, the steps, the
+    batch and the memory, which gradient checkpointing more than halves."""
+    for split in ("train", "validation"):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (256, 256)).save(tmp_path / split / "0.png")
+    flags = "FLAGS=--dry_run --gradient_accumulation_steps 16 --gradient_checkpointing --mixed_precision no"
+    made = subprocess.run(
+        ["make", "-n", "-C", ROOT, "-o", ".venv/installed", "celebahq-256", flags], capture_output=True, text=True
+    )
+    words = shlex.split(next(line for line in made.stdout.replace("\\\n", " ").splitlines() if "reproduce.py" in line))
+    call = [sys.executable, EXAMPLES / "reproduce.py", *words[2:], "--parts", "train", "--dataset_name", tmp_path]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "celebahq-256 of 113,673,219 parameters; 500,000 steps of 64 images" in done.stdout
+    assert '"learning_rate": 2e-05' in done.stdout and '"validation_split": "validation"' in done.stdout
+    # Weights, two moments and an average of 114 million float32 numbers; four images of a pass, checkpointed
+    assert "weights, moments and averages 1,734.5 MiB" in done.stdout
+    assert 1_000 < float(re.search(r"activations ([\d,.]+) MiB", done.stdout)[1].replace(",", "")) < 8_488 / 2
+    assert re.search(r"time: about .* on cpu, from a trial of \d images? of 64 x 64", done.stdout)
 
 
 def test_ending_cifar10_ends_its_training(tmp_path, model):
@@ -215,7 +237,7 @@ def test_ending_cifar10_ends_its_training(tmp_path, model):
         Image.new("L", (8, 8)).save(tmp_path / split / "0.png")
     words = ["--dataset_name", tmp_path, "--output_dir", tmp_path / "run", "--pretrained", model, "--resolution", 8]
     words += ["--parts", "train", "--batch_size", 2, "--samplers", "none", "--logger", "none", "--logging_steps", 1]
-    process = subprocess.Popen(list(map(str, [sys.executable, EXAMPLES / "cifar10.py", *words])))
+    process = subprocess.Popen(list(map(str, [sys.executable, EXAMPLES / "reproduce.py", *words])))
     while not (tmp_path / "run/log.jsonl").exists():
         assert process.poll() is None
         time.sleep(0.05)
@@ -241,17 +263,19 @@ def test_scripts_read_data_as_training_does(monkeypatch, tmp_path, model):
     assert shown.getpixel((shown.width - 2 * 52 + 26, 26)) == 255  # the mask's first
 
 
-def test_cifar10_from_training_to_report(tmp_path, model):
-    """cifar10.py trains, evaluates beside stock and real images, and writes a report; a second call makes it again
+def test_from_training_to_report(tmp_path, model):
+    """reproduce.py trains, evaluates beside stock and real images, and writes a report; a second call makes it again
     from what is there. What says how the data is read reaches all of its scripts."""
     random, data = np.random.default_rng(0), tmp_path / "data"
     data.mkdir()
-    for split, count in (("train", 20), ("test", 8)):
+    for split, count in (("train", 20), ("validation", 8)):  # not the other scripts' default, "test"
         images = [Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8)) for _ in range(count)]
         table = datasets.Dataset.from_dict({"image": images, "mask": images[::-1]})
         table = table.cast_column("image", datasets.Image()).cast_column("mask", datasets.Image())
         table.to_parquet(data / f"{split}.parquet")
     words = [
+        "--recipe",
+        "celebahq-256",
         "--dataset_name",
         data,
         "--image_column",
@@ -265,7 +289,7 @@ def test_cifar10_from_training_to_report(tmp_path, model):
     words += ["--num_inference_steps", 2, "--eta", 0, "--note", "Noise for images.", "--seeds", 2]
     words += ["--pretrained", model, "--resolution", 8, "--batch_size", 4, "--max_train_steps", 2]
     words += ["--samplers", "none", "--logger", "none"]
-    call = [sys.executable, EXAMPLES / "cifar10.py", *words]
+    call = [sys.executable, EXAMPLES / "reproduce.py", *words]
     done = subprocess.run([str(word) for word in call], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -275,18 +299,18 @@ def test_cifar10_from_training_to_report(tmp_path, model):
     again = [row["value"] for row in rows if row.get("num_inference_steps") == 50]
     assert len(again) == 1 and "sets of seeds" not in text and "seed 8" not in text
     assert "The project's source gives 0.03-0.04" in text
-    for implementation in ("ddim_hf", "stock", "real images (test)"):
+    for implementation in ("ddim_hf", "stock", "real images (validation)"):
         assert f"implementation {implementation}" in text
     for name in re.findall(r"!\[.*\]\((.*)\)", text):
         assert picture(tmp_path / "docs" / name).width > 100
-    (floor,) = [row for row in rows if row.get("implementation") == "real images (test)"]
+    (floor,) = [row for row in rows if row.get("implementation") == "real images (validation)"]
 
     extractor = torch.jit.load(str(tmp_path / "features.pt"))
     from ddim_hf.data import load_images
     from ddim_hf.evaluation.frechet import Statistics, frechet_distance
 
     data = dict(resolution=8, channels=1, image_column="image")
-    sets = (load_images(str(tmp_path / "data"), split=part, **data) for part in ("test", "train"))
+    sets = (load_images(str(tmp_path / "data"), split=part, **data) for part in ("validation", "train"))
     real, training = (Statistics().update(extractor(images[:].expand(-1, 3, -1, -1).float())) for images in sets)
     assert floor["value"] == pytest.approx(frechet_distance(real, training), rel=1e-6)
     assert re.search(r"\| value \|\n\| --- \|\n\| [\d.e-]+ \|\n", text)
@@ -296,7 +320,7 @@ def test_cifar10_from_training_to_report(tmp_path, model):
 def test_the_report_says_what_chance_does():
     """Of a cell that was measured from several sets of seeds the report tells the figures and their spread, of other
     cells nothing; the tables hold the first seeds alone."""
-    report = runpy.run_path(str(EXAMPLES / "cifar10.py"))
+    report = runpy.run_path(str(EXAMPLES / "reproduce.py"))
     row = {"metric": "frechet_distance", "implementation": "ddim_hf", "eta": 0.0, "tau": "uniform"}
     row |= {"variance": "sigma", "num_inference_steps": 50, "num_images": 1000, "weights_hash": "a"}
     rows = [row | {"seed": seed, "value": value} for seed, value in ((1000, 8.5), (0, 8.0), (2000, 8.25))]

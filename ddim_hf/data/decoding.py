@@ -14,17 +14,26 @@ def decode(encoded: bytes | None, channels: int, resolution: int) -> np.ndarray:
     if encoded is None:
         raise ValueError("no image there")
     with Image.open(io.BytesIO(encoded)) as image:
-        image.load()
-        with suppress(Exception):  # torn EXIF data beside sound pixels
-            ImageOps.exif_transpose(image, in_place=True)
-        return to_pixels(image, channels, resolution)
+        return to_pixels(upright(image), channels, resolution)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An opened image, read and turned as its EXIF data say."""
+    image.load()
+    with suppress(Exception):  # torn EXIF data beside sound pixels
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def to_pixels(image: Image.Image, channels: int, resolution: int) -> np.ndarray:
     """An image of any mode and size as uint8 [channels, resolution, resolution]."""
-    image = _convert(_on_white(_eight_bit(image)), channels)
-    image = _fit(image, resolution)
+    image = _fit(in_channels(image, channels), resolution)
     return np.asarray(image).reshape(resolution, resolution, channels).transpose(2, 0, 1)
+
+
+def in_channels(image: Image.Image, channels: int) -> Image.Image:
+    """An image of any mode as L, for one channel, or RGB."""
+    return _convert(_on_white(_eight_bit(image)), channels)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

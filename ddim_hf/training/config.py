@@ -67,11 +67,11 @@ RECIPES: dict[str, dict[str, Any]] = {
 FREE_ON_RESUME = frozenset(
     "output_dir max_train_steps num_train_epochs cache_dir refresh_cache max_cached_bytes data_on_device "
     "dataset_name dataset_config_name dataset_revision image_column class_conditional label_column "
-    "gradient_accumulation_steps compile logger logging_steps checkpointing_steps checkpoints_total_limit "
-    "resume_from_checkpoint samplers feature_extractor inception_weights eval_batch_size validation_split "
-    "validation_steps validation_images dry_run push_to_hub hub_model_id hub_private hub_license recipe network "
-    "block_out_channels layers_per_block attention_levels "
-    "pretrained dropout grey skip_broken prediction_type beta_schedule".split()
+    "gradient_accumulation_steps gradient_checkpointing compile logger logging_steps checkpointing_steps "
+    "checkpoints_total_limit resume_from_checkpoint samplers feature_extractor inception_weights eval_batch_size "
+    "validation_split validation_steps validation_images dry_run push_to_hub hub_model_id hub_private hub_license "
+    "recipe network block_out_channels layers_per_block attention_levels pretrained dropout "
+    "grey skip_broken prediction_type beta_schedule".split()
 )
 
 
@@ -145,6 +145,9 @@ class TrainingConfig:
     num_train_epochs: int | None = setting("passes over all images; with max_train_steps what ends first counts")
     batch_size: int | None = setting("images of one optimizer step, over all processes and accumulation passes")
     gradient_accumulation_steps: int = setting("passes in which a process works off its share of a step", 1)
+    gradient_checkpointing: bool = setting(
+        "compute the ResNet blocks' activations again in the backward pass instead of keeping them", False
+    )
     learning_rate: float | None = setting("peak learning rate of AdamW")
     class_learning_rate: float | None = setting(
         "peak learning rate of the class embedding; if not given 20 times the others' where it starts at zero"

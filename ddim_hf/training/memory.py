@@ -39,6 +39,7 @@ def step_memory(
     num_averages: int = 1,
     num_processes: int = 1,
     passes: int = 1,
+    gradient_checkpointing: bool = False,
 ) -> StepMemory:
     """Estimate what a step takes beside the data, the libraries and what an allocator keeps of freed memory.
 
@@ -49,12 +50,15 @@ def step_memory(
         num_averages: averaged weights that are kept.
         num_processes: with several, gradients are also held in the buckets that are sent.
         passes: of a step; from the second on the gradients of those before are there too.
+        gradient_checkpointing: the ResNet blocks' activations are not kept, but computed again one block at a time.
     """
     weights = 4 * sum(parameter.numel() for parameter in unet.parameters())
     size = unet.config.sample_size
     shape = (batch_size, unet.config.in_channels, size, size)
     with FakeTensorMode():
         network = UNet2DModel.from_config(unet.config)
+        if gradient_checkpointing:
+            network.enable_gradient_checkpointing()
         with _LiveBytes() as live:
             for _ in range(min(passes, 2)):  # the second has the peak of all that follow
                 x_t, noise = torch.zeros(shape), torch.zeros(shape)

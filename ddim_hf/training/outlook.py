@@ -11,10 +11,11 @@ from ..data import ImageDescription
 from ..words import counted, in_words
 from .classes import null_labels
 from .config import TrainingConfig
-from .memory import AUTOCAST, step_memory
+from .memory import AUTOCAST, StepMemory
 
 MOST_EPOCHS = 2_000  # of one's own images: beyond, a network has learnt them by heart
 SHOWN = 10  # classes in a line
+TRIAL_SIZE = 64  # pixels; at 256 a pass of celebahq-256 takes half a minute on a CPU core
 TRANSPARENT = {"RGBA", "LA", "PA", "La", "RGBa"}
 
 
@@ -111,15 +112,25 @@ class Pace:
         return f"about {in_words(seconds)} for the {to_come:,} steps to come, samples and checkpoints not counted"
 
 
-def estimate_time(config: TrainingConfig, unet: UNet2DModel, device: torch.device, processes: int, steps: int) -> str:
-    """Return how long so many steps take, from a trial pass of a network of this layout with random weights."""
-    if device.type == "cpu" and step_memory(unet, 1).peak > psutil.virtual_memory().available:
-        return "time: unknown, as one image needs more memory than is free"
-    network = UNet2DModel.from_config(unet.config).to(device).train()
+def estimate_time(
+    config: TrainingConfig, unet: UNet2DModel, memory: StepMemory, device: torch.device, processes: int, steps: int
+) -> str:
+    """Return how long so many steps take, from a trial pass of a network of this layout with random weights.
+
+    On a CPU large images are tried at a smaller size; a pass takes as much longer as they have more pixels.
+    """
     share, precision = config.batch_size // processes, config.mixed_precision
+    size = _trial_size(config.resolution, unet) if device.type == "cpu" else config.resolution
+    pixels = (size / config.resolution) ** 2
+    one = memory.lasting + memory.passing * pixels * config.gradient_accumulation_steps / share
+    if device.type == "cpu" and one > psutil.virtual_memory().available:
+        return "time: unknown, as one image needs more memory than is free"
+    network = UNet2DModel.from_config(unet.config, sample_size=size).to(device).train()
+    if config.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
 
     def seconds(count: int) -> float:
-        shape = (count, unet.config.in_channels, config.resolution, config.resolution)
+        shape = (count, unet.config.in_channels, size, size)
         x_t, timesteps = torch.zeros(shape, device=device), torch.zeros(count, dtype=torch.int64, device=device)
         began = time.perf_counter()
         with torch.autocast(device.type, AUTOCAST[precision], enabled=precision != "no"):
@@ -136,6 +147,14 @@ def estimate_time(config: TrainingConfig, unet: UNet2DModel, device: torch.devic
     if passed < 1:
         count = min(share, 8) if device.type == "cpu" else share // config.gradient_accumulation_steps
         passed = seconds(count)
-    total = passed * share / count * steps
-    trial = counted(count, "image")
+    total = passed / pixels * share / count * steps
+    trial = f"{counted(count, 'image')} of {size} x {size}"
     return f"time: about {in_words(total)} on {device.type}, from a trial of {trial}; samples not counted"
+
+
+def _trial_size(resolution: int, unet: UNet2DModel) -> int:
+    """The side of a trial's images on a CPU: at most TRIAL_SIZE, where the network's levels allow it."""
+    factor = 2 ** len(unet.config.block_out_channels)  # halves what the levels divide
+    while resolution > TRIAL_SIZE and resolution % factor == 0:
+        resolution //= 2
+    return resolution

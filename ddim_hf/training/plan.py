@@ -36,13 +36,16 @@ def describe_plan(config: TrainingConfig, accelerator: Accelerator) -> str:
         num_averages=len(config.averages()),
         num_processes=accelerator.num_processes,
         passes=config.gradient_accumulation_steps,
+        gradient_checkpointing=config.gradient_checkpointing,
     )
     summary = summarize(config, unet, images)
     if images.num_images is not None:
         config = replace(config, max_train_steps=config.steps_for(images.num_images))
     time = "time: unknown, as the number of images is"
     if config.num_train_epochs is None or images.num_images is not None:
-        time = estimate_time(config, unet, accelerator.device, accelerator.num_processes, config.max_train_steps)
+        time = estimate_time(
+            config, unet, memory, accelerator.device, accelerator.num_processes, config.max_train_steps
+        )
     return "\n".join(
         [
             *summary,

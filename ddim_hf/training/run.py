@@ -135,6 +135,8 @@ class TrainingRun:
 
         # What trains it
         self.unet.to(self.device).train()
+        if config.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
         # CUDA graphs spare the host a thousand launches a step; with other processes or passes, gradients would be
         # needed beyond the replay that overwrites them.
         alone = self.accelerator.num_processes == config.gradient_accumulation_steps == 1

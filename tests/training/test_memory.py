@@ -30,7 +30,8 @@ def steps(**settings):
 steps(batch_size=2)
 before = kib("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
-steps(dataset_name="digits", network=sys.argv[2], resolution=int(sys.argv[3]), batch_size=int(sys.argv[4]))
+large = dict(dataset_name="digits", network=sys.argv[2], resolution=int(sys.argv[3]), batch_size=int(sys.argv[4]))
+steps(**large, gradient_checkpointing=sys.argv[6] == "True")
 print(kib("VmHWM") - before)
 """
 
@@ -45,15 +46,16 @@ def test_a_second_pass_adds_the_gradients():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 @pytest.mark.parametrize(
-    "network, batch_size, size, precision", [("digits", 256, 8, "no"), ("cifar10-64", 4, 32, "no")]
+    "network, batch_size, size, precision, checkpointing",
+    [("digits", 256, 8, "no", False), ("cifar10-64", 4, 32, "no", False), ("cifar10-64", 4, 32, "no", True)],
 )
-def test_the_estimate_is_what_a_run_takes(tmp_path, network, batch_size, size, precision):
+def test_the_estimate_is_what_a_run_takes(tmp_path, network, batch_size, size, precision, checkpointing):
     """The estimate is within 20% of the peak that two steps of a run reach on a CPU, in a process of their own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    words = [str(tmp_path), network, str(size), str(batch_size), precision]
+    words = [str(tmp_path), network, str(size), str(batch_size), precision, str(checkpointing)]
     done = subprocess.run([sys.executable, "-c", STEPS, *words], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     unet = build_unet(network, sample_size=size)
-    estimate = step_memory(unet, batch_size, mixed_precision=precision)
+    estimate = step_memory(unet, batch_size, mixed_precision=precision, gradient_checkpointing=checkpointing)
     assert estimate.peak / 2**10 == pytest.approx(float(done.stdout.split()[-1]), rel=0.2)

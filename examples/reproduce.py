@@ -1,6 +1,6 @@
-"""Train one of the CIFAR-10 networks, evaluate it, and write docs/results.md: all that the figures there come from.
+"""Train one of the paper's networks by its recipe, evaluate it, and write a report: all that its figures come from.
 
-    python examples/cifar10.py --recipe cifar10-64 --mixed_precision bf16 --compile auto
+    python examples/reproduce.py --recipe cifar10-64 --mixed_precision bf16 --compile auto
 
 Every flag that is not listed by --help goes to examples/train.py. A run that was stopped, by --minutes or otherwise,
 goes on with the same command, in training as in evaluation.
@@ -25,6 +25,7 @@ from ddim_hf.hub import write_model_card
 from ddim_hf.hub.redaction import redact_command
 from ddim_hf.markdown import shown
 from ddim_hf.metrics import FRECHET
+from ddim_hf.training import RECIPES
 from ddim_hf.training.log import read_log
 
 HERE = Path(__file__).parent
@@ -35,7 +36,7 @@ FEATURES = ("feature_extractor", "inception_weights")
 HEADLINE = {"num_inference_steps": "10,20,50", "eta": 0, "tau": "uniform", "variance": "sigma"}
 CHANCE = HEADLINE | {"num_inference_steps": 50}  # the cell that is measured from several sets of seeds
 # The denoising loss of its own models that the project's source gives, under the name of reconstruction loss
-LOSS_OF_SOURCE = {"cifar10-64": "0.03-0.04", "cifar10-128": "0.02-0.03"}
+LOSS_OF_SOURCE = {"cifar10-64": "0.03-0.04", "cifar10-128": "0.02-0.03", "celebahq-256": "0.03-0.04"}
 
 
 def call(script: str, *words: object, minutes: float | None = None):
@@ -64,13 +65,13 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], epilog="Other flags go to train.py.", allow_abbrev=False
     )
-    parser.add_argument("--recipe", choices=["cifar10-64", "cifar10-128"], default="cifar10-64")
-    parser.add_argument("--dataset_name", default="uoft-cs/cifar10")
+    parser.add_argument("--recipe", choices=["cifar10-64", "cifar10-128", "celebahq-256"], default="cifar10-64")
+    parser.add_argument("--dataset_name", help="default: the recipe's")
     parser.add_argument("--image_column", help="of the data")
     parser.add_argument("--dataset_config_name", help="which of the data's configurations")
     parser.add_argument("--dataset_revision", help="of data on the Hub: branch, tag or commit")
     parser.add_argument("--output_dir", type=Path, help="default: outputs/RECIPE")
-    parser.add_argument("--report", type=Path, help="default: docs/results.md, or docs/cifar10-128.md")
+    parser.add_argument("--report", type=Path, help="default: docs/RECIPE.md, or docs/results.md for cifar10-64")
     parser.add_argument("--parts", default="train,evaluate,show", help="which of these, by commas")
     parser.add_argument("--minutes", type=float, help="stop training after so long; the same command goes on")
     parser.add_argument("--feature_extractor", help="a TorchScript file instead of Inception")
@@ -92,6 +93,8 @@ def main():
         raise ValueError(f"{training[0]} is no flag of this script and nothing is trained; allowed: see --help")
     if args.minutes is not None and not args.minutes > 0:
         raise ValueError(f"minutes is {args.minutes:g}; allowed: above 0")
+    args.dataset_name = args.dataset_name or RECIPES[args.recipe]["dataset_name"]
+    args.held_out = RECIPES[args.recipe]["validation_split"]
     args.output_dir = args.output_dir or Path("outputs", args.recipe)
     args.report = args.report or Path("docs", "results.md" if args.recipe == "cifar10-64" else f"{args.recipe}.md")
     if args.seeds < 1:
@@ -112,7 +115,7 @@ def given(args: argparse.Namespace, *names: str) -> list[str]:
 
 
 def train(args: argparse.Namespace, flags: list[str]):
-    data = ["--dataset_name", args.dataset_name, "--validation_split", "test", "--output_dir", args.output_dir]
+    data = ["--dataset_name", args.dataset_name, "--validation_split", args.held_out, "--output_dir", args.output_dir]
     resumed = [*given(args, *DATA, *FEATURES), *flags, "--resume_from_checkpoint", "latest"]
     call("train.py", "--recipe", args.recipe, *data, *resumed, minutes=args.minutes)
 
@@ -122,10 +125,11 @@ def evaluate(args: argparse.Namespace):
     the headline of more images; a cell from several sets of seeds."""
     table = {"num_inference_steps": args.num_inference_steps, "eta": args.eta, "tau": "uniform,quad"}
     table |= {"variance": "sigma,sigma_hat"}
-    errors = ["--denoising_loss", *(["--data_images", args.data_images] if args.data_images else [])]
-    measure(args, table, args.num_images, "--also", "stock", "--floor", "test", *errors)
+    errors = ["--denoising_loss", "--data_splits", f"train,{args.held_out}"]
+    errors += ["--data_images", args.data_images] if args.data_images else []
+    measure(args, table, args.num_images, "--also", "stock", "--floor", args.held_out, *errors)
     if args.headline_images:
-        measure(args, HEADLINE, args.headline_images, "--also", "stock", "--floor", "test")
+        measure(args, HEADLINE, args.headline_images, "--also", "stock", "--floor", args.held_out)
     for number in range(1, args.seeds):
         measure(args, CHANCE, args.num_images, "--seed", number * args.num_images, fitted=False)
 
@@ -151,7 +155,8 @@ def show(args: argparse.Namespace):
     folder = args.output_dir
     shutil.rmtree(folder / "first64", ignore_errors=True)  # they may be of other weights
     call("sample.py", folder, "--num_images", 64, "--output_dir", folder / "first64", "--grid")
-    call("nearest.py", folder, args.dataset_name, folder / "nearest", *given(args, *DATA))
+    held_out = ["--held_out", args.held_out]
+    call("nearest.py", folder, args.dataset_name, folder / "nearest", *held_out, *given(args, *DATA))
     args.report.parent.mkdir(parents=True, exist_ok=True)
     pictures = {"samples": folder / "first64" / "samples.png", "nearest": folder / "nearest" / "nearest.png"}
     for name, picture in pictures.items():
@@ -184,7 +189,7 @@ def report(recipe: str, folder: Path, dataset: str, note: str) -> str:
 Written by
 
 ```sh
-python examples/cifar10.py {redact_command(shlex.join(words))}
+python examples/reproduce.py {redact_command(shlex.join(words))}
 ```
 
 from what the run recorded, whose training was started, or last gone on with, by
@@ -204,10 +209,11 @@ held-out images (or all there are), which is what a perfect model would get. The
 {results["machine"]}. Only distances at the same number of images compare.
 
 {chance(results["results"])}{denoising(recipe, results["results"])}{tables(of_first_seeds(results["results"]))}
-**The true FID** (lossless CIFAR-10, Inception, the paper's 50,000 images) is measured by
+**The true FID** (the recipe's own images without loss, Inception, the paper's 50,000 samples) is measured by
 
 ```sh
-accelerate launch examples/evaluate.py {shlex.quote(str(folder))} --reference uoft-cs/cifar10 --num_images 50000 \\
+accelerate launch examples/evaluate.py {shlex.quote(str(folder))} --reference {RECIPES[recipe]["dataset_name"]} \\
+    --num_images 50000 \\
     --num_inference_steps 10,20,50,100 --eta 0,0.2,0.5,1 --tau uniform,quad --variance sigma,sigma_hat
 ```
 

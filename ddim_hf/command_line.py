@@ -2,13 +2,12 @@
 
 import argparse
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 from .guidance import check_interval
-from .processes import is_first
+from .processes import let_the_first_speak
 
 
 def run(main: Callable[[], None]):
@@ -25,8 +24,7 @@ def run(main: Callable[[], None]):
         print(*getattr(stop, "__notes__", []), sep="\n", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, ImportError) as error:
-        if not is_first():
-            time.sleep(2)  # what the first process says too need not be said again: its end ends this one
+        let_the_first_speak()
         if show:
             traceback.print_exc()
         print("error: " + "; ".join([" ".join(str(error).split()), *getattr(error, "__notes__", [])]), file=sys.stderr)

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -82,6 +83,12 @@ def gathered(value: Any) -> list[Any]:
 def is_first() -> bool:
     """Whether this process is the one that says what all processes of a run would; nothing is set up to tell."""
     return os.environ.get("RANK", "0") == "0"  # which the launchers set
+
+
+def let_the_first_speak():
+    """Wait in other processes, before an error is said, for the first to say it: its end makes the launcher end them."""
+    if not is_first() and "TORCHELASTIC_RUN_ID" in os.environ:
+        time.sleep(10)
 
 
 def on_main(action: Callable[[], Any]) -> Any:

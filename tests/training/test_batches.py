@@ -98,7 +98,7 @@ def test_batches_are_the_same_from_a_copy_of_all_images(monkeypatch, on_device):
     reader = BatchReader(images, BatchOrder(180, 50, seed=0), slice(10, 30), device, 5, on_device)
     assert (reader.resident is not None) == (on_device == "yes")
     for step in range(5):
-        assert torch.equal(reader.take(step), images[BatchOrder(180, 50, seed=0).indices(step)[10:30]])
+        assert torch.equal(reader.take(step)[0], images[BatchOrder(180, 50, seed=0).indices(step)[10:30]])
     reader.close()
 
 

@@ -212,11 +212,12 @@ def test_processes_that_do_not_divide_the_batch(model, tmp_path):
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """The digits recipe's own network for 12 steps in one process, with a sampler; and its settings."""
+    """The digits recipe's own network, with classes, for 12 steps in one process, with a sampler; and its settings."""
     folder = tmp_path_factory.mktemp("digits")
     words = "--recipe digits --batch_size 16 --max_train_steps 12 --checkpointing_steps 6 --logging_steps 6"
     words = [
         *words.split(),
+        "--class_conditional",
         "--logger",
         "none",
         "--samplers",
@@ -240,7 +241,7 @@ def assert_same_run(folder: Path, one: Path, best: Path):
     pixels = [np.asarray(grid).astype(int) for grid in grids]
     assert pixels[0].shape == pixels[1].shape and np.abs(pixels[0] - pixels[1]).max() <= 3
     ours, theirs = log_lines(folder), log_lines(one)
-    for name in ("loss", "validation_loss", "sampler-2-1/frechet_distance"):
+    for name in ("loss", "validation_loss", "validation_loss_null", "sampler-2-1/frechet_distance"):
         a, b = ({line["step"]: line[name] for line in lines if name in line} for lines in (ours, theirs))
         assert a and a == pytest.approx({step: b[step] for step in a}, rel=2e-3), name
 

@@ -16,6 +16,7 @@ class Limits:
         upload_megabytes: of a file.
         upload_megapixels: of an image.
         models: that stay loaded.
+        visitors: whose last results, a megabyte or so each, Gradio keeps; who comes back later begins anew.
     """
 
     images: int = 64
@@ -26,6 +27,7 @@ class Limits:
     upload_megabytes: int = 10
     upload_megapixels: int = 40
     models: int = 2
+    visitors: int = 50
 
     def check(self, images: int, steps: int, iterations: int = 1):
         """Raise ValueError for a request of more images, or passes, than are allowed."""

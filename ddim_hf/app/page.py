@@ -21,9 +21,12 @@ from .uploads import drawing, read_upload
 
 logger = logging.getLogger(__name__)
 
-# Requests of the network take turns. Other programs use /images; the buttons' endpoints are the page's own.
-IN_TURN = dict(concurrency_id="network", concurrency_limit=1, api_visibility="private", show_progress="minimal")
-AT_ONCE = dict(queue=False, api_visibility="private", show_progress="hidden")
+# Requests of the network take turns. Other programs use /images; the buttons' endpoints are the page's own. Values
+# come as they were sent: Gradio would judge them by choices that may have changed, and uploads in words of its own.
+IN_TURN = dict(
+    concurrency_id="network", concurrency_limit=1, api_visibility="private", show_progress="minimal", preprocess=False
+)
+AT_ONCE = dict(queue=False, api_visibility="private", show_progress="hidden", preprocess=False)
 # The page's address becomes the picture's, and the link whole; a page that is opened by such an address makes it.
 SHOW_LINK = """(link) => {
   const address = new URL(link, location.href);
@@ -192,7 +195,7 @@ class Page:
                 status, pictures = self._results("Press Generate: images form here, step by step.", Settings.images)
                 files = _html()
                 with gr.Accordion("The same images again: a link, and three lines of Python", open=False):
-                    link = gr.Textbox(label="Link", interactive=False, buttons=["copy"])
+                    link = gr.Textbox(label="Link", interactive=False)
                     code = gr.Code(label="Python", language="python", lines=3, wrap_lines=True, interactive=False)
             with gr.Column(scale=1, min_width=280):
                 most = dict(minimum=1, maximum=self.limits.images, step=1)
@@ -243,8 +246,8 @@ class Page:
             with gr.Column(scale=1, min_width=280):
                 steps = self._steps()
 
-        def request(pipe: DDIMCustomPipeline, named: str, path: str | None, steps: int):
-            image = read_upload(path, pipe, self.limits)
+        def request(pipe: DDIMCustomPipeline, named: str, sent: dict | None, steps: int):
+            image = read_upload(sent and sent["path"], pipe, self.limits)
             for view in requests.encode(pipe, image, whole(steps), self.limits):
                 yield view.status, view.pictures
 
@@ -270,7 +273,7 @@ class Page:
         def request(pipe: DDIMCustomPipeline, named: str, kind: str, *values: Any):
             *ends, length, steps = values
             if kind == "images":
-                corners = [read_upload(path, pipe, self.limits) for path in ends[2:]]
+                corners = [read_upload(sent and sent["path"], pipe, self.limits) for sent in ends[2:]]
             else:
                 corners = [whole(seed) for seed in ends[:2]]
             for view in requests.interpolate(pipe, corners, whole(length), whole(steps), self.limits):
@@ -370,9 +373,6 @@ def _html(value: str = "") -> gr.HTML:
 
 
 def _upload(label: str) -> gr.Image:
-    """A file or a camera's picture, as the path of what was uploaded: Gradio's own reading ends in its words."""
-    image = gr.Image(
-        type="filepath", sources=["upload", "webcam", "clipboard"], label=label, height=220, min_width=120
-    )
-    image.preprocess = lambda payload: payload and payload.path
-    return image
+    """A file or a camera's picture."""
+    sources = ["upload", "webcam", "clipboard"]
+    return gr.Image(type="filepath", image_mode=None, sources=sources, label=label, height=220, min_width=120)

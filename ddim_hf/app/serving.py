@@ -41,7 +41,7 @@ def serve(
         share=False,
         ssr_mode=False,
         max_file_size=limits.upload_megabytes * 2**20,
-        state_session_capacity=200,
+        state_session_capacity=limits.visitors,
         theme=gr.themes.Default(primary_hue="indigo", font=FONTS, font_mono=MONOSPACE),
         head=f"<style>{(HERE / 'page.css').read_text()}</style><script>{(HERE / 'page.js').read_text()}</script>",
     )

@@ -167,6 +167,11 @@ def test_a_bad_file_gets_a_sentence(visit, tmp_path):
     page.get_by_role("button", name="Encode and decode").click()
     page.wait_for_selector("text=/encoded and decoded/")
     assert page.locator(".comparison img").count() == 8
+    page.get_by_label("Clear").or_(page.get_by_label("Remove Image")).first.click()
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "broken.png")
+    page.wait_for_timeout(1000)
+    page.get_by_role("button", name="Encode and decode").click()
+    page.wait_for_selector("[role=alert]:has-text('cannot be read as an image')")
 
 
 def test_interpolation_by_keyboard(visit):

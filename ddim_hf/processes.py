@@ -86,7 +86,7 @@ def is_first() -> bool:
 
 
 def let_the_first_speak():
-    """Wait in other processes, before an error is said, for the first to say it: its end makes the launcher end them."""
+    """Wait, before an error is said, for the first process to say it: its end makes the launcher end the others."""
     if not is_first() and "TORCHELASTIC_RUN_ID" in os.environ:
         time.sleep(10)
 

@@ -110,7 +110,8 @@ def test_the_three_lines_of_the_readme_run_from_the_wheel(installed, tmp_path):
 
 def required(names: list[str]) -> dict[str, Distribution]:
     """The distributions that these need, themselves included, of those in the tests' environment."""
-    known = {canonicalize_name(dist.metadata["Name"]): dist for dist in distributions()}
+    # Of two of one name the first on the path is imported: setuptools, once imported, adds older ones of its own.
+    known = {canonicalize_name(dist.metadata["Name"]): dist for dist in reversed(list(distributions()))}
     found, pending = {}, [Requirement(name) for name in names]
     while pending:
         requirement = pending.pop()

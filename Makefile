@@ -1,4 +1,4 @@
-# make demo: train, load, sample (a few minutes on 2 CPU cores).   make test: the whole suite, offline.
+# make demo: train, load, sample (a few minutes on 2 CPU cores).   make test: the suite, offline; make test-all: its seven slowest too.
 # make app: a page to look with, at 127.0.0.1.   make test-browser: its tests in a real Chromium.
 # make cifar10-64, make cifar10-128: train on CIFAR-10, evaluate, write docs/results.md; a GPU is assumed.
 # make celebahq-256: the same on CelebA-HQ at 256 pixels, 500,000 steps of 64 images, into docs/celebahq-256.md.
@@ -17,7 +17,7 @@ RUN := --mixed_precision bf16 --compile auto --batch_size 512 --learning_rate 8e
 celebahq-256: RUN := --mixed_precision bf16 --compile auto --num_images 5000 --eta 0,1 --fast
 PICTURES ?= /usr/share/wallpapers
 
-.PHONY: demo app test test-browser lint benchmark cifar10-64 cifar10-128 celebahq-256 rehearsal-256 paper-tables clean
+.PHONY: demo app test test-all test-browser lint benchmark cifar10-64 cifar10-128 celebahq-256 rehearsal-256 paper-tables clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -31,6 +31,9 @@ app: .venv/installed
 	$(BIN)/python -m ddim_hf.app $(FLAGS)
 
 test: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" tests
+
+test-all: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 test-browser: .venv/installed

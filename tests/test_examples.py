@@ -188,6 +188,7 @@ def test_bad_input_is_one_line(monkeypatch, tmp_path, capsys, model, hub, script
     assert len(errors) == 1 and message in errors[0]
 
 
+@pytest.mark.slow
 def test_make_cifar10_trains_ten_million_images(tmp_path):
     """What `make cifar10-64` runs is valid, and FLAGS add to it."""
     for split in ("train", "test"):
@@ -208,6 +209,7 @@ def test_make_cifar10_trains_ten_million_images(tmp_path):
     assert words[-2:] == ["--minutes", "9"]
 
 
+@pytest.mark.slow
 def test_make_celebahq_trains_the_published_recipe(tmp_path):
     """What `make celebahq-256` runs is valid: its dry run knows the network of 114 million parameters, the steps, the
     batch and the memory, which gradient checkpointing more than halves."""
@@ -263,6 +265,7 @@ def test_scripts_read_data_as_training_does(monkeypatch, tmp_path, model):
     assert shown.getpixel((shown.width - 2 * 52 + 26, 26)) == 255  # the mask's first
 
 
+@pytest.mark.slow
 def test_from_training_to_report(tmp_path, model):
     """reproduce.py trains, evaluates beside stock and real images, and writes a report; a second call makes it again
     from what is there. What says how the data is read reaches all of its scripts."""

@@ -211,6 +211,7 @@ def test_half_precision_weights(pipe, when):
     assert pipe(**SEEDS).images.isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_network_that_is_there_is_sampled(pipe):
     """A compiled pipeline's copy samples its own weights, and another network put into it is sampled, fast too."""
     pipe.enable_fast_sampling(dtype=torch.float32)
@@ -294,6 +295,7 @@ print((fast - plain).abs().max().item() < 1e-4, pipe.fast_network.compiled)
 """
 
 
+@pytest.mark.slow
 def test_a_failing_compiler_warns_and_goes_on(tmp_path):
     """Where g++ fails, as without Python's headers, a warning says so and the images are the plain ones."""
     compiler = tmp_path / "g++"

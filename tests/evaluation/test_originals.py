@@ -79,6 +79,7 @@ def same_inception(files, folder):
     return InceptionV3W(str(folder), download=False, resize_inside=False)
 
 
+@pytest.mark.slow
 def test_mixed_folders_are_read_as_cleanfid_reads_them(files, tmp_path):
     """Folders of mixed modes and sizes have clean-fid's own features, to the bit, and distance and KID, to 1e-6."""
     a, b = (mixed_folder(tmp_path / name, seed) for seed, name in ((0, "a"), (90, "b")))

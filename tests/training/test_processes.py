@@ -321,6 +321,7 @@ def test_one_run_at_a_time_in_a_folder(model, tmp_path):
     assert second.wait() == 143
 
 
+@pytest.mark.slow
 def test_a_signal_that_ends_the_compiler_too(model, tmp_path):
     """To a whole process group, as by `timeout`: the run says what is saved, and no traceback."""
     compiler = tmp_path / "compiler"

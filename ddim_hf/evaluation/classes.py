@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 
 from ..data import ImageSet, load_images
 from ..data.cache import digest
+from ..processes import gathered
 from .features import FeatureExtractor, file_hash, load_torchscript
 from .frechet import Statistics, frechet_distance
 
@@ -99,7 +99,7 @@ class ClassFigures:
         Raises:
             ValueError: a class that has fewer than two images, for the distance within classes.
         """
-        parts = gather_object([(self.drawn, self.shown, self.statistics)])
+        parts = gathered((self.drawn, self.shown, self.statistics))
         drawn, shown = (sum(part[place] for part in parts) for place in (0, 1))
         values: dict[str, Any] = {"by_class": {}}
 

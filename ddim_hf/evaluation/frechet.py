@@ -4,10 +4,12 @@ Over Inception's features they are called FID and KID.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..files import whole_file
 from ..processes import gathered
 from .features import import_cleanfid
 
@@ -58,6 +60,16 @@ class Statistics:
         self._scatter = self._scatter + scatter + np.outer(shift, shift) * (self.count * count / total)
         self.mean = self.mean + shift * (count / total)
         self.count = total
+
+    def save(self, file: Path):
+        """Keep what was seen, all of it finite."""
+        with whole_file(file) as beside:
+            np.savez(beside, mean=self.mean, scatter=self._scatter, count=np.int64(self.count))
+
+    def load(self, file: Path):
+        """Have seen what `save` kept, to the bit."""
+        with np.load(file) as kept:
+            self.mean, self._scatter, self.count = kept["mean"], kept["scatter"], int(kept["count"])
 
     def reduced(self) -> "Statistics":
         """Over all processes, the same on each; every process has to call it."""

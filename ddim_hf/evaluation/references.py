@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ..files import whole_file
 from .features import FeatureExtractor
 from .frechet import Statistics
 from .originals import OriginalImages, load_originals
+from .unfinished import SAVE_SECONDS
 
 BATCH = 128  # images of a set through the feature extractor at once
 CLEANFID_SPLITS = "train|test|trainval|trainval70k|custom"
@@ -116,16 +118,22 @@ def reference_statistics(
     batch_size: int = BATCH,
 ) -> Statistics:
     """Statistics of all images, kept in `cache_dir` (as for `load_images`) by content: their fingerprint and the
-    extractor's name and hash. The first process to come computes them; the others wait for its file.
+    extractor's name and hash. The first process to come computes them; the others wait for its file. Where it is
+    killed the next one goes on from its last note, to the same bits.
 
     Raises:
         ValueError: fewer than two images, or features that are not finite.
     """
 
-    def compute() -> dict[str, np.ndarray]:
-        whole = Statistics()
-        for numbers, features in feature_batches(images, extractor, range(len(images)), batch_size):
+    def compute(unfinished: Path | None) -> dict[str, np.ndarray]:
+        whole, saved_at = Statistics(), time.monotonic()
+        if unfinished and unfinished.is_file():
+            whole.load(unfinished)
+        for numbers, features in feature_batches(images, extractor, range(whole.count, len(images)), batch_size):
             whole.update(features, [images.label(number) for number in numbers])
+            if unfinished and not whole.not_finite and time.monotonic() - saved_at >= SAVE_SECONDS:
+                whole.save(unfinished)
+                saved_at = time.monotonic()
         whole.check()
         return {"mean": whole.mean, "covariance": whole.covariance, "count": np.int64(whole.count)}
 
@@ -141,7 +149,7 @@ def reference_features(
 ) -> np.ndarray:
     """Features of all images, float32 [N, D], kept as `reference_statistics` keeps its own (KID needs them)."""
 
-    def compute() -> dict[str, np.ndarray]:
+    def compute(_: Path | None) -> dict[str, np.ndarray]:
         batches = feature_batches(images, extractor, range(len(images)), batch_size)
         return {"features": np.concatenate([features for _, features in batches])}
 
@@ -164,7 +172,7 @@ def _kept(
     images: ImageSet | OriginalImages,
     extractor: FeatureExtractor,
     cache_dir: str | Path | None,
-    compute: Callable[[], dict[str, np.ndarray]],
+    compute: Callable[[Path | None], dict[str, np.ndarray]],
 ) -> dict[str, np.ndarray]:
     key = hashlib.sha256(f"{images.fingerprint} {extractor.name} {extractor.hash}".encode()).hexdigest()[:32]
     file = Path(cache_dir or default_cache()).expanduser() / "features" / f"{kind}-{key}.npz"
@@ -173,10 +181,12 @@ def _kept(
         lock = FileLock(f"{file}.lock").acquire()
     except OSError as error:
         warnings.warn(f"{file.parent} cannot be written ({error}): features are not kept", stacklevel=3)
-        return compute()
+        return compute(None)
     with lock:
         if not file.is_file():
+            unfinished = file.with_suffix(".unfinished.npz")
             with whole_file(file) as beside:
-                np.savez(beside, **compute())
+                np.savez(beside, **compute(unfinished))
+            unfinished.unlink(missing_ok=True)
         with np.load(file) as kept:
             return dict(kept)

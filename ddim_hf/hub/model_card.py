@@ -62,7 +62,7 @@ SCHEDULE = [
 # Settings that say where a run is and how it is watched, not what it computes; what stands elsewhere on the card.
 HIDDEN = re.compile(
     r"^_|token|_dir$|push_to_hub|^hub_|checkpoint|^logg|^dry_run|^refresh|^eval_batch|fingerprint|on_hub$"
-    r"|^(versions|command|git_commit|machine|num_processes|num_parameters)$"
+    r"|^(versions|command|git_commit|machine|num_processes|num_parameters|sharded|max_cached_bytes|data_on_device)$"
 )
 # What a setting's value leaves without effect, often the setting itself.
 IDLE = [

@@ -12,7 +12,7 @@ A checkpoint is a folder that loads like a model, its averaged weights, with wha
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from .computation import Choice
 from .ema import Averages
 from .log import Window
 from .samplers import Samplers
+from .sharding import FromMain, network_of, put, whole, with_network
 
 logger = logging.getLogger(__name__)
 PREFIX, STATE_FILE = "checkpoint-", "state.json"
@@ -65,7 +66,7 @@ class TrainingState:
     choice: Choice | None = None
 
     def save(self, run: Path, window_loss: float, identity: dict[str, Any], limit: int) -> Path:
-        """Write a checkpoint into the run's folder, on the main process.
+        """Write a checkpoint into the run's folder. Needs all processes; the main one writes.
 
         Args:
             run: the run's folder.
@@ -79,12 +80,11 @@ class TrainingState:
         unet = self.pipeline.unet
         tensors = {"unet": unet.state_dict(), "optimizer": optimizer_tensors(self.optimizer, unet)}
         tensors |= self.averages.tensors()
-        # The pipeline holds the run's result already; it is not written twice.
-        del tensors[self._result()]
+        tensors = {name: whole(values) for name, values in tensors.items()}
+        result = tensors.pop(self._result())  # which the pipeline holds: it is not written twice
 
         def save_pipeline(folder: Path):
-            with self.averages.applied():
-                self.pipeline.save_pretrained(folder)
+            with_network(self.pipeline, network_of(unet, result)).save_pretrained(folder)
 
         state = {
             "identity": identity,
@@ -94,50 +94,39 @@ class TrainingState:
             "computation": self.choice and asdict(self.choice),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
-        return save_checkpoint(run, self.step, tensors, state, limit, save_pipeline)
+        return on_main(lambda: save_checkpoint(run, self.step, tensors, state, limit, save_pipeline))
 
     def load(self, path: Path, identity: dict[str, Any]):
-        """Take a checkpoint's place in its run, on the main process; the others `follow` it.
+        """Take a checkpoint's place in its run. The main process reads it; no other one needs to be able to.
 
         Raises:
             ValueError: it is of a run of another identity.
         """
-        tensors, state = load_checkpoint(path)
-        # Before anything is changed: a refusal leaves the run as it was.
-        _compare(path, state["identity"], identity)
-        if MODEL_WEIGHTS in tensors:
-            tensors[self._result()] = tensors.pop(MODEL_WEIGHTS)
-        unet = self.pipeline.unet
-        unet.load_state_dict(tensors["unet"])
-        restore_optimizer(self.optimizer, unet, tensors["optimizer"])
-        self.averages.load(tensors, state["step"])
+        tensors: dict[str, Tensors] = {}
+
+        def read() -> tuple:
+            loaded, state = load_checkpoint(path)
+            # Before anything is changed: a refusal leaves the run as it was.
+            _compare(path, state["identity"], identity)
+            if MODEL_WEIGHTS in loaded:
+                loaded[self._result()] = loaded.pop(MODEL_WEIGHTS)
+            tensors.update(loaded)
+            self.samplers.load_state(state["selection"], path.parent)
+            return state, self.samplers.place(), sorted(loaded)
+
+        state, place, names = on_main(read)
+        unet, device = self.pipeline.unet, self.window.loss.device
+        sent = {name: FromMain(tensors.get(name, {}), device) for name in names}
+        for name, tensor in unet.state_dict().items():
+            put(tensor, sent["unet"][name])
+        restore_optimizer(self.optimizer, unet, sent["optimizer"])
+        self.averages.load(sent, state["step"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
-        self.samplers.load_state(state["selection"], path.parent)
-        self.window = Window(self.window.loss.device, **state.get("window", {}))
+        self.samplers.take(place)
+        self.window = Window(device, **state.get("window", {}))
         self.step, self.loss = state["step"], state["loss"]
         self.choice = Choice(**state["computation"]) if state.get("computation") else None
-
-    def follow(self):
-        """Take the place that the main process has loaded, which no other one needs to be able to read."""
-        unet = self.pipeline.unet
-        words = {"step": self.step, "loss": self.loss, "window": self.window.state(self.window.loss.item())}
-        words |= {"samplers": self.samplers.place(), "scaler": self.scaler and self.scaler.state_dict()}
-        words |= {"choice": self.choice, "moments": list(optimizer_tensors(self.optimizer, unet))}
-        words = on_main(lambda: words)
-        self.samplers.take(words["samplers"])
-        self.window = Window(self.window.loss.device, **words["window"])
-        self.step, self.loss, self.choice = words["step"], words["loss"], words["choice"]
-        if self.scaler is not None:
-            self.scaler.load_state_dict(words["scaler"])
-
-        # One tensor after the other, in place: no process holds the checkpoint beside its own state.
-        begin_optimizer(self.optimizer, unet, words["moments"])
-        moments, averages = optimizer_tensors(self.optimizer, unet), self.averages.tensors()
-        for tensors in (unet.state_dict(), moments, *averages.values()):
-            for _, tensor in sorted(tensors.items()):
-                torch.distributed.broadcast(tensor, src=0)
-        self.averages.load(averages, self.step)
 
     def _result(self) -> str:
         """The name of the weights that are the run's result."""
@@ -172,7 +161,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, network: torch.nn.Module
         state = optimizer.state[parameter]
         state["step"] = tensors[f"{name}/step"].to(parameter.device)
         for key in ("exp_avg", "exp_avg_sq"):
-            state[key] = torch.empty_like(parameter, requires_grad=False).copy_(tensors[f"{name}/{key}"])
+            state[key] = torch.empty_like(parameter, requires_grad=False)
+            put(state[key], tensors[f"{name}/{key}"])
 
 
 def lay_out_moments(optimizer: torch.optim.Optimizer):
@@ -180,16 +170,6 @@ def lay_out_moments(optimizer: torch.optim.Optimizer):
     for parameter, state in optimizer.state.items():
         for key in {"exp_avg", "exp_avg_sq"} & state.keys():
             state[key] = torch.empty_like(parameter, requires_grad=False).copy_(state[key])
-
-
-def begin_optimizer(optimizer: torch.optim.Optimizer, network: torch.nn.Module, names: Iterable[str]):
-    """Make room for the tensors of these names, as `optimizer_tensors` has them, where there is none yet."""
-    parameters = dict(network.named_parameters())
-    for name, _, key in (full.rpartition("/") for full in names):
-        state, parameter = optimizer.state[parameters[name]], parameters[name]
-        if key not in state:
-            empty = torch.zeros((), device=parameter.device) if key == "step" else torch.empty_like(parameter)
-            state[key] = empty
 
 
 # The folders

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from .profiles import Profile
+from .sharding import are_sharded, network_of, put, whole
 
 
 class Average(EMAModel):
@@ -40,15 +42,23 @@ class Averages:
             model.step(self.parameters)
 
     @contextmanager
-    def applied(self, name: str | None = None) -> Iterator[None]:
-        """The network is in evaluation mode with the average `name`, or the first; with its own weights if none."""
+    def applied(self, name: str | None = None) -> Iterator[UNet2DModel]:
+        """Yield the network in evaluation mode with the average `name`, or the first; with its own weights if none.
+
+        Where the processes hold parts of the weights it is a whole one beside the one that is trained, and all of them
+        have to ask for it.
+        """
+        if are_sharded(self.parameters):
+            weights = self.tensors()[name or self.names[0]] if self._models else dict(self.unet.named_parameters())
+            yield network_of(self.unet, whole(weights, everywhere=True))
+            return
         model = self._models[name or self.names[0]] if self._models else None
         self.unet.eval()
         if model is not None:
             model.store(self.parameters)
             model.copy_to(self.parameters)
         try:
-            yield
+            yield self.unet
         finally:
             if model is not None:
                 model.restore(self.parameters)
@@ -63,5 +73,5 @@ class Averages:
         """Take back what `tensors` returned after `step` steps."""
         for name, average in self.tensors().items():
             for key, shadow in average.items():
-                shadow.copy_(tensors[name][key])
+                put(shadow, tensors[name][key])
             self._models[name].optimization_step = step

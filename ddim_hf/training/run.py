@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from tqdm.auto import tqdm
 
 from ..data.sources import is_on_hub
@@ -43,6 +44,7 @@ from .setup import (
     load_split,
     with_precision,
 )
+from .sharding import part, with_network
 from .stopping import StopRequest, TrainingStopped
 from .validation import validation_loss
 
@@ -140,7 +142,9 @@ class TrainingRun:
         # CUDA graphs spare the host a thousand launches a step; with other processes or passes, gradients would be
         # needed beyond the replay that overwrites them.
         alone = self.accelerator.num_processes == config.gradient_accumulation_steps == 1
-        self.computation = Computation(self.unet, self.device, config.channels_last, cuda_graphs=alone)
+        sharded = self.accelerator.distributed_type is DistributedType.FSDP  # of tensors in the usual layout alone
+        channels_last = False if sharded else config.channels_last
+        self.computation = Computation(self.unet, self.device, channels_last, cuda_graphs=alone)
         self.model, optimizer = self.accelerator.prepare(self.unet, build_optimizer(config, self.unet))
         if config.compile is True:
             self.computation.compile()
@@ -166,11 +170,13 @@ class TrainingRun:
         named = wanted not in (None, "latest")
         if not named:  # what there is may change while another run saves
             on_main(self._hold_folder)
-        # The main process reads, and the others follow: the folder may lie on its machine alone.
-        path = on_main(self._load_checkpoint)
+        path = on_main(self._find_checkpoint)
         if path is not None:
-            if self.accelerator.num_processes > 1:
-                self.state.follow()
+            self.state.load(path, self.identity())
+            if self.state.step > config.max_train_steps:
+                raise ValueError(
+                    f"{path} is beyond max_train_steps, {config.max_train_steps}; allowed: from {self.state.step}"
+                )
             self.accelerator.print(f"resuming {path} at step {self.state.step}")
         elif wanted is not None:
             self.accelerator.print(f"no checkpoint in {self.folder} yet: starting at step 0")
@@ -187,9 +193,9 @@ class TrainingRun:
                 init_kwargs={"tensorboard": {"purge_step": self.state.step + 1}},
             )
 
-    def _load_checkpoint(self) -> Path | None:
-        """Load the one that is asked for; None if there is none, or none is."""
-        wanted, steps = self.config.resume_from_checkpoint, self.config.max_train_steps
+    def _find_checkpoint(self) -> Path | None:
+        """The one that is asked for; None if there is none, or none is."""
+        wanted = self.config.resume_from_checkpoint
         if wanted is None:
             existing = list_checkpoints(self.folder)
             if existing:
@@ -198,12 +204,7 @@ class TrainingRun:
                     "on with it, or another --output_dir"
                 )
             return None
-        path = find_checkpoint(self.folder, wanted)
-        if path is not None:
-            self.state.load(path, self.identity())
-            if self.state.step > steps:
-                raise ValueError(f"{path} is beyond max_train_steps, {steps}; allowed: from {self.state.step}")
-        return path
+        return find_checkpoint(self.folder, wanted)
 
     def _hold_folder(self):
         self.lock = hold_folder(self.folder)
@@ -226,6 +227,7 @@ class TrainingRun:
             "num_images": len(self.images),
             "label_names": list(self.images.label_names) or None,
             "num_processes": self.accelerator.num_processes,
+            "sharded": self.accelerator.distributed_type is DistributedType.FSDP,
             "num_parameters": sum(parameter.numel() for parameter in self.unet.parameters()),
         }
 
@@ -382,8 +384,9 @@ class TrainingRun:
     def summed_loss(self) -> float:
         """The window's losses, the mean over all processes; ValueError where a loss or a weight is not finite."""
         config, state = self.config, self.state
-        loss = self.accelerator.reduce(state.window.loss, "mean").item()
-        finite = torch.stack([parameter.isfinite().all() for parameter in self.unet.parameters()]).all().item()
+        here = torch.stack([part(parameter).isfinite().all() for parameter in self.unet.parameters()]).all()
+        loss, finite = self.accelerator.reduce(torch.stack([state.window.loss, here.float()]), "mean").tolist()
+        finite = finite == 1  # on all processes, of which each may hold a part of the weights
         if math.isfinite(loss) and finite:
             return loss
         checkpoints = on_main(lambda: list_checkpoints(self.folder))  # all processes come here, or none
@@ -399,10 +402,10 @@ class TrainingRun:
         labels = {"validation_loss": self.held_out_labels}
         if self.held_out_labels is not None:
             labels["validation_loss_null"] = None
-        with self.state.window.paused(), self.state.averages.applied():
+        with self.state.window.paused(), self.state.averages.applied() as unet:
             settings = (self.config, self.accelerator, self.stop)
             losses = {
-                name: validation_loss(self.unet, self.objective, self.held_out, classes, *settings)
+                name: validation_loss(unet, self.objective, self.held_out, classes, *settings)
                 for name, classes in labels.items()
             }
         if None not in losses.values():
@@ -412,15 +415,15 @@ class TrainingRun:
         """Run the samplers that are due."""
         if not self.state.samplers.pending:
             return
-        with self.state.window.paused(), self.state.averages.applied():
-            for values in self.state.samplers.run(self.pipeline, self.state.step):
+        with self.state.window.paused(), self.state.averages.applied() as unet:
+            for values in self.state.samplers.run(with_network(self.pipeline, unet), self.state.step):
                 self.write(values)
 
     def checkpoint(self):
         """Save all that the run needs to go on from here."""
         with self.state.window.paused():
             loss, limit = self.summed_loss(), self.config.checkpoints_total_limit
-            on_main(lambda: self.state.save(self.folder, loss, self.identity(), limit))
+            self.state.save(self.folder, loss, self.identity(), limit)
 
     def leave_if_asked(self):
         """Save and raise TrainingStopped where a signal asks for it, unless all is done."""
@@ -445,17 +448,18 @@ class TrainingRun:
 
     def finish(self):
         """Save the result: the first average in the run's folder, each further one in a folder of its own."""
-        on_main(self._save_result)
+        averages = self.state.averages
+        for number, name in enumerate(averages.names or [None]):
+            folder = self.folder if number == 0 else self.folder / name
+            with averages.applied(name) as unet:
+                on_main(partial(save_model, with_network(self.pipeline, unet), folder))
+        on_main(self._record_end)
         self.stop.ignore()  # all is saved: from here on a signal ends the process at once
         if self.accelerator.is_main_process:  # for as long as it takes: no other one waits for it
             publish(self.config, self.folder, self.state.step)
             print(f"the model lies in {self.folder}; sample it: python examples/sample.py {self.folder}")
 
-    def _save_result(self):
-        averages = self.state.averages
-        for number, name in enumerate(averages.names or [None]):
-            with averages.applied(name):
-                save_model(self.pipeline, self.folder if number == 0 else self.folder / name)
+    def _record_end(self):
         record = {**self.record(), "final_step": self.state.step, "final_loss": self.state.loss}
         write_text(self.folder / "config.json", json.dumps(record, indent=2) + "\n")
 

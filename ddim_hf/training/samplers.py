@@ -92,7 +92,7 @@ class Samplers:
         return self.best, self.others, self.pending
 
     def take(self, place: tuple):
-        """Take the place of the main process, which alone sees the folder."""
+        """Take the place of the main process, the one that sees the folder."""
         self.best, self.others, self.pending = place
 
     def _terms(self, sampler: SamplerSettings) -> list:

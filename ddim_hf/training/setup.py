@@ -11,8 +11,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
 from diffusers import UNet2DModel
 from filelock import FileLock, Timeout
 
@@ -27,7 +32,7 @@ from .config import PRECISIONS, TrainingConfig
 from .network import new_network
 
 COLOUR = [name for name, row in UNET_CONFIGS.items() if row["in_channels"] == 3]
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+NOT_TAKEN = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 PATIENCE = 60  # seconds that a run waits for the end of another in its folder
 ON_CPU = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N --mixed_precision no"
 
@@ -65,9 +70,11 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
         raise ValueError(
             f"launched with mixed_precision {accelerator.mixed_precision}; allowed: {', '.join(PRECISIONS)}"
         )
-    if accelerator.distributed_type in SHARDED:
+    _shard(config, accelerator)
+    if accelerator.distributed_type in NOT_TAKEN:
         raise ValueError(
-            f"launched as {accelerator.distributed_type.value}; allowed: data parallel (accelerate launch --multi_gpu)"
+            f"launched as {accelerator.distributed_type.value}; allowed: accelerate launch --multi_gpu, or --use_fsdp "
+            "--fsdp_version 2"
         )
     if accelerator.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all steps have one shape: the first looks for its fastest kernels
@@ -83,6 +90,28 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     if accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ and "RANK" not in os.environ and launcher():
         print(f"warning: accelerate launch started one process; for several on the CPU: {ON_CPU}")
     return accelerator
+
+
+def _shard(config: TrainingConfig, accelerator: Accelerator):
+    """Prepare the division of weights, gradients and moments among the processes, where it was asked for."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true" or accelerator.num_processes == 1:
+        return
+    if accelerator.distributed_type is DistributedType.MULTI_CPU:  # which accelerate leaves out, though it works there
+        state = {"distributed_type": DistributedType.FSDP, "fsdp_plugin": FullyShardedDataParallelPlugin()}
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        AcceleratorState._shared_state.update(state)
+    plugin = accelerator.state.fsdp_plugin
+    without = {
+        "fsdp_version": (plugin.fsdp_version, 2),
+        "mixed_precision": (accelerator.mixed_precision, ("no", "bf16")),
+        "compile": (config.compile, False),
+        "channels_last": (config.channels_last, (None, False)),
+    }
+    for name, (given, allowed) in without.items():
+        if given not in (allowed if isinstance(allowed, tuple) else (allowed,)):
+            raise ValueError(f"launched with FSDP and {name} {given}; allowed with it: {allowed}")
+    if plugin.transformer_cls_names_to_wrap is None:
+        plugin.transformer_cls_names_to_wrap = ["ResnetBlock2D"]  # what is gathered at once; the rest together
 
 
 def with_precision(config: TrainingConfig, accelerator: Accelerator) -> TrainingConfig:

@@ -1,11 +1,13 @@
 """References: kept by content, or clean-fid's own statistics."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from image_files import write_configurations
 
 from ddim_hf.data import load_images
-from ddim_hf.evaluation import evaluate, load_reference
+from ddim_hf.evaluation import evaluate, load_reference, references
 from ddim_hf.evaluation.features import load_feature_extractor
 from ddim_hf.evaluation.references import reference_statistics
 
@@ -23,6 +25,29 @@ def test_the_reference_is_kept_by_content(files, tmp_path):
     with pytest.raises(TypeError):
         reference_statistics(other, extractor, tmp_path)
     assert len(list((tmp_path / "features").glob("*.npz"))) == 1
+
+
+def test_killed_statistics_are_gone_on_with(files, tmp_path, monkeypatch):
+    """A reference whose measuring was killed is measured from the last note on, to the bits of one that was not."""
+    monkeypatch.setattr(references, "SAVE_SECONDS", 0.0)
+    extractor = load_feature_extractor(files / "features.pt", device="cpu")
+    images = load_images("digits", split="test", resolution=8, channels=1)
+    whole = reference_statistics(images, extractor, tmp_path / "whole", batch_size=20)
+    forward, passes = extractor._forward, []
+
+    def killed(batch):
+        passes.append(len(batch))
+        if len(passes) == 4:
+            raise KeyboardInterrupt
+        return forward(batch)
+
+    extractor._forward = killed
+    for _ in range(2):  # the second goes on
+        with pytest.raises(KeyboardInterrupt) if len(passes) < 4 else nullcontext():
+            again = reference_statistics(images, extractor, tmp_path / "killed", batch_size=20)
+    assert len(passes) == 4 + 6  # of nine batches, three were noted
+    assert np.array_equal(again.mean, whole.mean) and np.array_equal(again.covariance, whole.covariance)
+    assert len(list((tmp_path / "killed/features").glob("*.npz"))) == 1
 
 
 def test_precomputed_statistics_are_cleanfids(monkeypatch, tmp_path, files):

@@ -39,7 +39,9 @@ def new_environment(folder: Path) -> tuple[Path, Path]:
 
 
 def install(what: Path, python: Path, *options: str):
-    command(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", *options, what, cwd=python.parent)
+    # The tests' own environment, where that one sees it, may have this version: it is to be installed all the same.
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--ignore-installed"]
+    command(*pip, *options, what, cwd=python.parent)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,9 @@ def built(tmp_path_factory) -> tuple[Path, Path]:
 def installed(built, tmp_path_factory) -> Path:
     """The Python of an environment with the wheel and all that the tests' own environment holds."""
     python, packages = new_environment(tmp_path_factory.mktemp("full"))
-    (packages / "tests_environment.pth").write_text("\n".join({str(d.locate_file("")) for d in distributions()}))
+    (packages / "tests_environment.pth").write_text(
+        "\n".join(dict.fromkeys(str(d.locate_file("")) for d in distributions()))
+    )
     install(built[0], python)
     return python
 

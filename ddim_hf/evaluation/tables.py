@@ -34,6 +34,8 @@ def _title(row: dict[str, Any]) -> str:
     parts = [NAMES.get(row["metric"], row["metric"])]
     if row.get("feature_extractor"):
         parts[0] += f" on {row['feature_extractor']} ({row['feature_extractor_hash'][:12]})"
+    if row.get("classifier"):
+        parts[0] += f" by {row['classifier']} ({row['classifier_hash'][:12]})"
     count = f"{row['num_reference']:,} of " if row.get("num_reference") else ""
     parts += [f"{row['num_images']:,} images", f"{count}{row['reference']} {row.get('split') or ''}".strip()]
     for key in ("tau", "seed", "implementation", "network", "model"):

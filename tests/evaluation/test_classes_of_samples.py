@@ -128,6 +128,7 @@ def test_the_figures_of_a_model_with_classes(model, files, tmp_path, capsys):
         assert by_class["3"] == (np.sum(labels == 3), pytest.approx((shown == labels)[labels == 3].mean()))
         assert row["classifier"] == "bright.pt" and "feature_extractor" not in row and row["classes"] == "as labelled"
     text = (tmp_path / "r.md").read_text()
+    assert "**Label accuracy by bright.pt (" in text
     assert "| 0.0, guidance 1 |" in text and "| 0.0, guidance 2 |" in text and "\n| 7 | " in text
     assert (tmp_path / "guidance.png").stat().st_size > 10_000
     capsys.readouterr()

@@ -144,7 +144,11 @@ def _lock(path: Path) -> Iterator[bool]:
     except OSError:
         lock = nullcontext()
     with lock:
-        yield not isinstance(lock, nullcontext)
+        writable = not isinstance(lock, nullcontext)
+        if writable:  # what is half written here is of processes that were killed, as each writes under the lock
+            for scrap in path.parent.glob(f".{path.stem}.*.partial.*"):
+                scrap.unlink(missing_ok=True)
+        yield writable
 
 
 def _decode_into_memory(

@@ -82,7 +82,7 @@ def _load_slowly(folder, settings):
 
 def _noted(directory):
     """How many images are noted as read, and as decoded."""
-    read, decoded = list(directory.glob("*.digests")), list(directory.glob("*.progress"))
+    read, decoded = list(directory.glob("[!.]*.digests")), list(directory.glob("[!.]*.progress"))
     return (
         read[0].stat().st_size // 33 if read else 0,
         json.loads(decoded[0].read_text())["done"] if decoded else 0,
@@ -113,6 +113,8 @@ def test_a_killed_process_is_gone_on_with(tmp_path, monkeypatch, limit):
             (digests,) = directory.glob("*.digests")
             digests.write_bytes(digests.read_bytes() + b"0123")  # a torn line
 
+    for stem in {file.stem for file in directory.glob("[!.]*.lock")}:
+        (directory / f".{stem}.1.partial.progress").touch()  # as a kill amid a note may leave one
     counted, done, decode = [], _noted(directory)[1], cache.decode
     monkeypatch.setattr(cache, "decode", lambda *args: (counted.append(1), decode(*args))[1])
     images = load_images(folder, **settings)

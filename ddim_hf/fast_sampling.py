@@ -12,7 +12,7 @@ from diffusers import UNet2DModel
 from tqdm.auto import tqdm
 
 from .processes import is_first
-from .words import counted
+from .reports.words import counted
 
 # Of the CIFAR-10 network on 16 cores 0.33 and 0.13 were measured, with new code and with code from torch's cache.
 SECONDS_PER_LAYER, SECONDS_PER_CACHED_LAYER = 0.33, 0.13

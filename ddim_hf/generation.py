@@ -30,7 +30,7 @@ from .files import whole_file, write_text
 from .images import image_grid, pixels_to_pil, refuse_not_finite, states_to_pixels
 from .pipeline_ddim_custom import DDIMCustomPipeline, check_whole_numbers
 from .processes import processes, wait_for_all
-from .provenance import package_versions
+from .reports.provenance import package_versions
 from .scheduling_ddim_custom import DDIMSchedulerCustom
 from .unet import weights_hash
 

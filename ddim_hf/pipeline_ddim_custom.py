@@ -22,8 +22,7 @@ from diffusers.utils import is_accelerate_available
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
-from .calibrated_schedules import find_schedule, keep_schedules
-from .calibration import fit_schedules
+from .calibration import find_schedule, fit_schedules, keep_schedules
 from .fast_sampling import FastNetwork
 from .files import write_text
 from .guidance import (
@@ -698,7 +697,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
         Returns:
             By S, the root mean square difference from the teacher's images, contrast and band energies of the second
             half's images for "calibrated S", "plain S", "plain 2S", "plain 5S" and "teacher" steps, as in `figures` of
-            `ddim_hf.calibration`.
+            `ddim_hf.calibration.certificate`.
 
         Raises:
             ValueError: a number outside what is listed, or another class of scheduler.

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .provenance import launcher
+from .reports.provenance import launcher
 
 LONGEST_WAIT = timedelta(days=7)  # of the hosts' group
 COLLECTIVE_LIMIT = timedelta(hours=2)  # of the devices', where torch's own is 10 minutes on GPUs and 30 on CPUs

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ddim_hf.calibrated_schedules import table
+from ddim_hf.calibration import table
 from ddim_hf.command_line import add_class_flags, run, take_classes
 from ddim_hf.generation import load_pipeline
 from ddim_hf.processes import processes

@@ -11,7 +11,7 @@ import numpy as np
 from diffusers.utils import export_to_gif
 
 from ddim_hf import DDIMCustomPipeline
-from ddim_hf.calibrated_schedules import table
+from ddim_hf.calibration import table
 from ddim_hf.command_line import run
 from ddim_hf.data import load_images
 from ddim_hf.evaluation.classes import load_classifier

@@ -33,8 +33,8 @@ from ddim_hf.evaluation import Question, evaluate
 from ddim_hf.evaluation.features import load_feature_extractor
 from ddim_hf.files import read_json, write_text
 from ddim_hf.generation import generate, load_pipeline
-from ddim_hf.markdown import table
-from ddim_hf.provenance import machine
+from ddim_hf.reports.markdown import table
+from ddim_hf.reports.provenance import machine
 from ddim_hf.training import RECIPES, TrainingConfig, train
 from ddim_hf.training.batches import BatchOrder, BatchReader
 from ddim_hf.training.checkpoints import list_checkpoints

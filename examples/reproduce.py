@@ -23,8 +23,8 @@ from ddim_hf.evaluation.rows import protocol
 from ddim_hf.evaluation.tables import tables
 from ddim_hf.hub import write_model_card
 from ddim_hf.hub.redaction import redact_command
-from ddim_hf.markdown import shown
-from ddim_hf.metrics import FRECHET
+from ddim_hf.reports.markdown import shown
+from ddim_hf.reports.metrics import FRECHET
 from ddim_hf.training import RECIPES
 from ddim_hf.training.log import read_log
 

@@ -36,7 +36,7 @@ from PIL import Image
 from training_runs import ROOT, save_features, save_tiny_model
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, build_unet
-from ddim_hf.markdown import table
+from ddim_hf.reports.markdown import table
 from ddim_hf.training.peers import FLAGS_OF_DIFFUSERS
 from ddim_hf.training.recipe_table import recipe_table
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..words import counted
+from ..reports.words import counted
 from .decoding import IMAGE_SUFFIXES
 from .folders import visible_files
 from .labels import in_order

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..words import counted
+from ..reports.words import counted
 from .decoding import IMAGE_SUFFIXES
 from .labels import Labels, number_labels
 from .messages import reason, refuse_options, tell, tell_left_out

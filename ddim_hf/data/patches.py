@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from ..files import whole_file
-from ..words import counted
+from ..reports.words import counted
 from .cache import THREADS, digest
 from .decoding import IMAGE_SUFFIXES, in_channels, upright
 from .folders import visible_files

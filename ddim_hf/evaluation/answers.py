@@ -15,8 +15,8 @@ from ..data.folders import sample_manifest
 from ..generation import default_max_batch_size, describe_network, load_pipeline, weights_hash
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import on_main, processes
+from ..reports.words import counted, in_words
 from ..scheduling_ddim_custom import DDIMSchedulerCustom
-from ..words import counted, in_words
 from .classes import (
     Classes,
     ClassFigures,

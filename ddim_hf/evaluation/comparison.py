@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..markdown import shown, table
-from ..metrics import DISTANCES
+from ..reports.markdown import shown, table
+from ..reports.metrics import DISTANCES
 from .answers import answer
 from .questions import Question
 from .rows import CELL

@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 
 from .. import broken_torchvision
-from ..metrics import GENERAL, WITHIN_CLASSES
+from ..reports.metrics import GENERAL, WITHIN_CLASSES
 
 MODES = ("clean", "legacy_pytorch", "legacy_tensorflow")
 INCEPTION_FILE = "inception-2015-12-05.pt"

@@ -8,9 +8,9 @@ from typing import Any
 from filelock import FileLock
 
 from ..files import why_not_written, write_text
-from ..metrics import FRECHET
 from ..processes import on_main
-from ..provenance import machine, package_versions
+from ..reports.metrics import FRECHET
+from ..reports.provenance import machine, package_versions
 from .rows import line, protocol
 from .tables import plot, plot_guidance, tables
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files import whole_file
-from ..markdown import grid, noise, shown, table
-from ..metrics import FRECHET, NAMES
+from ..reports.markdown import grid, noise, shown, table
+from ..reports.metrics import FRECHET, NAMES
 from .rows import CELL, differing, protocol
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ..data import default_cache
 from ..data.cache import digest
 from ..files import whole_file
-from ..provenance import package_versions
+from ..reports.provenance import package_versions
 
 SAVE_SECONDS = 20.0  # between two files of a process
 

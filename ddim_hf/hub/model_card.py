@@ -9,8 +9,8 @@ from huggingface_hub.repocard import RepoCard
 from huggingface_hub.repocard_data import CardData
 
 from ..files import read_json
-from ..markdown import grid, shown, table
-from ..metrics import DISTANCES, GENERAL, NAMES
+from ..reports.markdown import grid, shown, table
+from ..reports.metrics import DISTANCES, GENERAL, NAMES
 from .redaction import redact, redact_command
 from .weights import count_parameters, main_weights
 

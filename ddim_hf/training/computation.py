@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..fast_sampling import replace_forwards
-from ..provenance import machine
+from ..reports.provenance import machine
 
 PASSES, SECONDS = 3, 30  # of a trial, each way: at most so many timed passes, begun within so many seconds
 LEAST_GAIN = 1.05  # below it the run stays as it is

@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DModel
 
 from ..data import ImageDescription
-from ..words import counted, in_words
+from ..reports.words import counted, in_words
 from .classes import null_labels
 from .config import TrainingConfig
 from .memory import AUTOCAST, StepMemory

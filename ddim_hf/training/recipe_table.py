@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..markdown import table
+from ..reports.markdown import table
 from .config import RECIPES, TrainingConfig
 
 

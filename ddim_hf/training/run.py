@@ -22,7 +22,7 @@ from ..files import write_text
 from ..loss import Objective
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import gathered, on_main
-from ..provenance import command, describe_run
+from ..reports.provenance import command, describe_run
 from .batches import DROPOUT, BatchOrder, BatchReader, draw_hidden, draw_step, seed_for, to_states
 from .checkpoints import TrainingState, find_checkpoint, lay_out_moments, list_checkpoints, set_aside_newer
 from .classes import FROM_ZERO, check_labels, null_labels, with_classes

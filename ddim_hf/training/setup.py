@@ -25,7 +25,7 @@ from ..data import ImageDescription, ImageSet, describe_images, describe_source,
 from ..hub import load_configs
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import COLLECTIVE_LIMIT, gathered, wait_for_all
-from ..provenance import launcher
+from ..reports.provenance import launcher
 from ..scheduling_ddim_custom import DDIMSchedulerCustom
 from ..unet import UNET_CONFIGS
 from .config import PRECISIONS, TrainingConfig

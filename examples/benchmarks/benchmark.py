@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, build_unet
 from ddim_hf.command_line import run
-from ddim_hf.provenance import package_versions
+from ddim_hf.reports.provenance import package_versions
 from ddim_hf.scheduling_ddim_custom import combine
 
 PROCESSES = Path(__file__).with_name("benchmark_processes.py")

@@ -28,8 +28,8 @@ from PIL import Image
 from ddim_hf import build_unet
 from ddim_hf.command_line import run
 from ddim_hf.files import write_text
-from ddim_hf.markdown import table
-from ddim_hf.provenance import machine
+from ddim_hf.reports.markdown import table
+from ddim_hf.reports.provenance import machine
 from ddim_hf.training import RECIPES, TrainingConfig, TrainingRun
 from ddim_hf.training.memory import step_memory
 from ddim_hf.unet import UNET_CONFIGS

@@ -11,7 +11,7 @@ from ddim_hf import DDIMCustomPipeline
 from ddim_hf.app.limits import Limits
 from ddim_hf.app.requests import sample
 from ddim_hf.app.settings import Settings, calibrated_steps, default_settings, taus_of
-from ddim_hf.calibrated_schedules import describe_sampler
+from ddim_hf.calibration import describe_sampler
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from PIL import Image
 from training_runs import config, save_tiny_model
 
 from ddim_hf.data import describe_images
+from ddim_hf.reports.words import counted, in_words
 from ddim_hf.training import RECIPES, TrainingConfig, train
 from ddim_hf.training.outlook import Pace, summarize
 from ddim_hf.training.setup import build_model
 from ddim_hf.unet import build_unet
-from ddim_hf.words import counted, in_words
 
 
 def folder_of(place, sizes, mode="RGB"):

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddim_hf import provenance
+from ddim_hf.reports import provenance
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def git(folder: Path, *words: str) -> str:

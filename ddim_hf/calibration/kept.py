@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 
-from .calibration import Schedule, error
-from .guidance import Condition
-from .scheduling_ddim_custom import DDIMSchedulerCustom
-
-Certificate = dict[str, dict[str, Any]]
+from ..guidance import Condition
+from ..scheduling_ddim_custom import DDIMSchedulerCustom
+from .certificate import Certificate, is_better
+from .fitting import Schedule
 
 
 def keep_schedules(
@@ -73,32 +72,3 @@ def describe_sampler(config: dict[str, Any], keys: dict[str, Any] | None = None)
         betas = torch.as_tensor(sampler["trained_betas"], dtype=torch.float32)
         sampler["trained_betas"] = hashlib.sha256(betas.cpu().numpy().tobytes()).hexdigest()
     return sampler
-
-
-def is_better(steps: int, certificate: Certificate) -> bool:
-    """Whether the schedule's images have less `error` than those of as many plain steps."""
-    teacher = _of_teacher(certificate)
-    return error(certificate[f"calibrated {steps}"], teacher) < error(certificate[f"plain {steps}"], teacher)
-
-
-def _of_teacher(certificate: Certificate) -> dict[str, Any]:
-    return next(figures for name, figures in certificate.items() if name.startswith("teacher"))
-
-
-def table(certificates: dict[int, Certificate]) -> str:
-    """Return certificates as a text: for each S the differences from the teacher, and what became of it."""
-    head = ["S", "plain", "calibrated", "plain 2 S", "plain 5 S", "contrast: plain", "calibrated", "teacher"]
-    rows = [head]
-    for steps, certificate in certificates.items():
-        ours, plain = certificate[f"calibrated {steps}"], certificate[f"plain {steps}"]
-        teacher = _of_teacher(certificate)
-        more = [certificate.get(f"plain {times * steps}", {}).get("rms") for times in (2, 5)]
-        values = [plain["rms"], ours["rms"], *more, plain["std"], ours["std"], teacher["std"]]
-        rows.append([str(steps), *("" if value is None else f"{value:.4f}" for value in values)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(0, "root mean square difference from the teacher's images, pixels in [0, 1]:")
-    dropped = [str(steps) for steps, certificate in certificates.items() if not is_better(steps, certificate)]
-    if dropped:
-        lines.append(f"not kept, as plain steps are as good: S = {', '.join(dropped)}")
-    return "\n".join(lines)

@@ -13,20 +13,20 @@ teacher's. The first half of the noises is for this fit; the second chooses betw
 """
 
 import copy
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .scheduling_ddim_custom import PLAIN, DDIMSchedulerCustom, weigh
+from ..scheduling_ddim_custom import PLAIN, DDIMSchedulerCustom, weigh
+from .blocks import Block, in_order, own_blocks
+from .certificate import error, figures
+from .paths import choose_paths, one_step_errors
 
 GAMMAS = (1.0, 1.15, 1.3)
 RIDGE = 1e-3
-BANDS = (1 / 8, 1 / 4)  # cycles per pixel, between them the bands
-ELEMENTS = 3072  # a 32 x 32 colour image whole; of larger states the fit looks at so many values, for memory
 
 Network = Callable[[torch.Tensor, torch.Tensor, range], torch.Tensor]
 
@@ -36,25 +36,6 @@ class Schedule(NamedTuple):
 
     timesteps: list[int]
     weights: list[list[float]]
-
-
-class Block:
-    """Images that pass through the network together, on the process that they belong to."""
-
-    def __init__(self, numbers: range, held_out: bool, noise: torch.Tensor):
-        self.numbers, self.start, self.held_out, self.noise = numbers, numbers.start, held_out, noise
-        self.images: torch.Tensor  # the teacher's
-        self.states: torch.Tensor  # of the fit: the teacher's x at each of its N timesteps and the data, [N + 1, B, E]
-        self.x0: torch.Tensor  # what it predicted there, clipped as its sampler clips, [N, B, E]
-        self.epsilon: torch.Tensor  # likewise
-
-    def seen(self, x: torch.Tensor) -> torch.Tensor:
-        """The values [B, E] of x [B, C, H, W] that the fit looks at, the same E of each image, on the CPU."""
-        count = x[0].numel()
-        if count <= ELEMENTS:
-            return x.flatten(1).cpu()
-        chosen = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:ELEMENTS].sort().values
-        return x.flatten(1)[:, chosen.to(x.device)].cpu()
 
 
 def fit_schedules(
@@ -87,7 +68,7 @@ def fit_schedules(
         steps (not in more than the teacher's) and the "teacher". It may say that the schedule is worse than plain.
     """
     scheduler = copy.deepcopy(scheduler)
-    blocks = list(_own_blocks(draw, num_images, max_batch_size))
+    blocks = list(own_blocks(draw, num_images, max_batch_size))
     fitted, held_out = ([block for block in blocks if block.held_out is half] for half in (False, True))
     bar = tqdm(disable=True) if bar is None else bar
     bar.total = _passes(fitted, held_out, num_inference_steps, teacher_steps)
@@ -117,16 +98,6 @@ def fit_schedules(
     bar.total = bar.n  # paths that coincide were walked once
     bar.refresh()
     return results
-
-
-def _own_blocks(draw, num_images: int, size: int) -> Iterable[Block]:
-    """This process's share of the blocks: one block after another goes to the next process."""
-    rank, world = _rank_and_world()
-    half = num_images - num_images // 2
-    starts = [*range(0, half, size), *range(half, num_images, size)]
-    for start in starts[rank::world]:
-        numbers = range(start, min(start + size, half if start < half else num_images))
-        yield Block(numbers, start >= half, draw(numbers))
 
 
 def _passes(fitted: list[Block], held_out: list[Block], num_inference_steps, teacher_steps: int) -> int:
@@ -168,62 +139,6 @@ def _predict(network: Network, block: Block, x: torch.Tensor, t: int, bar: tqdm)
     output = network(x, torch.tensor(t, device=x.device), block.numbers)
     bar.update(len(x))
     return output
-
-
-# Which timesteps
-
-
-def one_step_errors(scheduler: DDIMSchedulerCustom, blocks: list[Block]) -> np.ndarray:
-    """Return the root mean square error [N, N + 1] of one DDIM step from the teacher's state a to its state b.
-
-    States are numbered in the order in which the teacher, whose timesteps the scheduler has, came to them; N is the
-    data. The error is that of x_b in its own scale. Where b is not after a it is infinite.
-    """
-    alpha = scheduler.alphas_cumprod[scheduler.timesteps.cpu()].cpu().double().tolist()
-    alpha = np.array([*alpha, float(scheduler.final_alpha_cumprod)])
-    signal, noise = np.sqrt(alpha), np.sqrt(1 - alpha)
-    # |signal_b x0_a + noise_b eps_a - x_b|^2 for all a and b, from products that add up over images
-    products = {block.start: _products(block) for block in blocks}
-    x0_x0, x0_eps, eps_eps, x0_x, eps_x, x_x, count = map(sum, zip(*_in_order(products), strict=True))
-    square = np.outer(x0_x0, signal**2) + 2 * np.outer(x0_eps, signal * noise) + np.outer(eps_eps, noise**2)
-    square += x_x - 2 * signal * x0_x - 2 * noise * eps_x
-    later = np.arange(len(alpha)) > np.arange(len(alpha) - 1)[:, None]
-    return np.where(later, np.sqrt(square.clip(0) / count), np.inf)
-
-
-def _products(block: Block) -> list[np.ndarray]:
-    """Sums over a block's values of products: of what the teacher predicted at a, of that with its states b, and of
-    these; at last the number of values."""
-    sums = [0] * 6
-    for image in range(block.states.shape[1]):  # in float64, one image after the other for memory
-        x, x0, eps = (part[:, image].double().numpy() for part in (block.states, block.x0, block.epsilon))
-        own = [np.einsum("ae,ae->a", a, b) for a, b in ((x0, x0), (x0, eps), (eps, eps))]
-        parts = [*own, x0 @ x.T, eps @ x.T, np.einsum("be,be->b", x, x)]
-        sums = [total + part for total, part in zip(sums, parts, strict=True)]
-    return [*sums, block.states[0].numel()]
-
-
-def choose_paths(errors: np.ndarray, gamma: float, max_steps: int) -> list[list[int]]:
-    """Return, for S = 0 to max_steps, the states from which the S steps of the path of least error are taken.
-
-    Args:
-        errors: of a step from state a to b, [N, N + 1], infinite where there is none.
-        gamma: the k-th step's error counts gamma^k times, which moves the path towards the data if above 1.
-    """
-    count = len(errors)
-    least = np.full(count + 1, np.inf)
-    least[0] = 0.0
-    came_from, paths = [], [[]]
-    for k in range(max_steps):
-        # least_{k+1}(b) = min over a of least_k(a) + gamma^k error(a, b)
-        through = least[:count, None] + gamma**k * errors
-        came_from.append(through.argmin(axis=0))
-        least = through.min(axis=0)
-        path = [count]
-        for previous in reversed(came_from):
-            path.append(int(previous[path[-1]]))
-        paths.append(path[:0:-1])
-    return paths
 
 
 # How to step
@@ -298,7 +213,7 @@ def gauss_newton(
         for start, r in moved.items():
             rows = np.stack([*((column[start] - r) / change for column in columns), r])
             products[start] = rows @ rows.T, r.size
-        gram, size = (sum(parts) for parts in zip(*_in_order(products), strict=True))
+        gram, size = (sum(parts) for parts in zip(*in_order(products), strict=True))
         gram = gram / size
         return gram[:-1, :-1], gram[:-1, -1], gram[-1, -1]
 
@@ -318,70 +233,3 @@ def gauss_newton(
             break
         w, loss, (slopes, gradient, _) = tried, tried_loss, equations
     return w
-
-
-# What it is worth
-
-
-def figures(images: list[torch.Tensor], blocks: list[Block]) -> dict[str, Any]:
-    """Return what the certificate tells of images, pixels in [0, 1], on the blocks of all processes.
-
-    Returns:
-        "rms": root mean square difference from the teacher's images. "std": standard deviation of an image's channels
-        about their means, root mean square over images. "bands": its square by spatial frequency, up to 1/8, to 1/4
-        and above 1/4 cycles per pixel.
-    """
-    parts = {}
-    for block, x in zip(blocks, images, strict=True):
-        pixels, wanted = ((y.float().cpu() / 2 + 0.5).clamp(0, 1) for y in (x, block.images))
-        parts[block.start] = (
-            (pixels - wanted).square().flatten(1).mean(1).double().numpy(),
-            _band_energies(pixels).double().numpy(),
-        )
-    squares, bands = (np.concatenate(part).mean(0) for part in zip(*_in_order(parts), strict=True))
-    return {
-        "rms": round(float(np.sqrt(squares)), 5),
-        "std": round(float(np.sqrt(bands.sum())), 5),
-        "bands": [float(f"{energy:.4g}") for energy in bands],
-    }
-
-
-def error(found: dict[str, Any], teacher: dict[str, Any]) -> float:
-    """Return how far images are from the teacher's, from the `figures` of both.
-
-    It is their difference times the factor by which their amplitudes are off, the geometric mean over the bands. The
-    difference alone prefers blurred images: the mean of what an image may be is nearer to it than another such image.
-    """
-    # |log(E / E_teacher)| / 2 is the logarithm of that factor in a band
-    bands = [(a, b) for a, b in zip(found["bands"], teacher["bands"], strict=True) if b > 0]
-    off = [abs(math.log(a / b)) / 2 if a > 0 else math.inf for a, b in bands]
-    return found["rms"] * math.exp(sum(off) / len(off)) if found["rms"] > 0 else 0.0
-
-
-def _band_energies(pixels: torch.Tensor) -> torch.Tensor:
-    """The variance about their means of the channels of [B, C, H, W], mean over channels, by BANDS, [B, 3]."""
-    height, width = pixels.shape[-2:]
-    power = torch.fft.fft2(pixels, norm="forward").abs().square().mean(1)
-    frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)[None])
-    edges = (0.0, *BANDS, 1.0)  # the mean itself, at 0, is in none
-    inside = [(frequency > low) & (frequency <= high) for low, high in zip(edges, edges[1:], strict=False)]
-    return torch.stack([(power * band).sum((1, 2)) for band in inside], dim=1)
-
-
-# Processes
-
-
-def _rank_and_world() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
-
-
-def _in_order(own: dict[int, Any]) -> list[Any]:
-    """The values of all processes' blocks in the order of their numbers, so that sums have the same last bits."""
-    parts = [own]
-    if _rank_and_world()[1] > 1:
-        parts = [None] * _rank_and_world()[1]
-        torch.distributed.all_gather_object(parts, own)
-    every = {number: value for part in parts for number, value in part.items()}
-    return [every[number] for number in sorted(every)]

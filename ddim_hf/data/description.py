@@ -162,7 +162,9 @@ def _describe_table(
             return replace(described, label_names=names)
         stream = builder.as_streaming_dataset(split=split)
         names = _label_names(name, stream.features, label_column) if labelled else ()
-        images = list(_images_in(name, itertools.islice(stream, LOOKED_AT), image_column))
+        if stream.features:
+            stream = stream.decode(False)  # one image that cannot be read would end it
+        images = _images_in(name, stream, image_column)
     kind = "the tables" if path.is_dir() else "the table"
     return replace(_describe(kind, name, split, _count(by_split[split]), images), label_names=names)
 
@@ -173,22 +175,28 @@ def _label_names(name: str, features: Mapping[str, Any] | None, wanted: str | No
     return names and tuple(names)
 
 
-def _images_in(name: str, rows: Iterable[dict[str, Any]], wanted: str | None) -> Iterator[Image.Image]:
-    column = None
-    for row in rows:
-        images = {key: image for key, value in row.items() if (image := _as_image(value))}
-        column = column or choose_image_column(name, list(row), list(images), wanted)
-        if column in images:
-            yield images[column]
+def _images_in(name: str, stream: Any, wanted: str | None) -> list[Image.Image]:
+    """Those of the first rows, in the column that `find_image_column` would find."""
+    rows = list(itertools.islice(stream, LOOKED_AT))
+    if not rows:
+        return []
+    seen = [{key: image for key, value in row.items() if (image := _as_image(value))} for row in rows]
+    kind = import_datasets().Image
+    columns = [column for column, feature in (stream.features or {}).items() if isinstance(feature, kind)]
+    if not columns or wanted not in (None, *columns):
+        columns = list(dict.fromkeys([*columns, *itertools.chain(*seen)]))
+    column = choose_image_column(name, list(rows[0]), columns, wanted)
+    return [images[column] for images in seen if column in images]
 
 
 def _as_image(value: Any) -> Image.Image | None:
-    """A value of a row as an image, if it is one."""
+    """A value of a row as an image, if it is one; of those in an archive the row has the path alone."""
+    if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
+        with suppress(Exception):
+            return import_datasets().Image().decode_example(value)
     if isinstance(value, dict):
         value = value.get("bytes")
-    if isinstance(value, bytes):
-        value = next(_opened([value]), None)
-    return value if isinstance(value, Image.Image) else None
+    return next(_opened([value]), None) if isinstance(value, bytes) else None
 
 
 def _count(files: list[str]) -> int | None:

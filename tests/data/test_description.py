@@ -2,6 +2,8 @@
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from image_files import dataset, noise, png, write_folder
 from PIL import Image
@@ -46,6 +48,23 @@ def test_modes_and_sizes_are_those_of_the_images(tmp_path):
         image = Image.fromarray(noise()[..., 0].astype(np.uint16)) if mode == "I;16" else Image.new(mode, (8, 8))
         image.save(grey / "0.png")
         assert describe_images(str(grey)).channels == 1
+
+
+def test_a_torn_image_hides_no_other(tmp_path):
+    """A table is described by the images that can be read, wherever the torn one lies, whether its columns have types
+    or not; of a table without any, the number is told."""
+    for torn in (0, 3):
+        rows = [{"bytes": png(noise(seed=number)), "path": None} for number in range(5)]
+        rows[torn] = {"bytes": b"torn", "path": None}
+        typed = datasets.Dataset.from_dict({"image": rows}, datasets.Features(image=datasets.Image()))
+        typed.to_parquet(tmp_path / "typed.parquet")
+        pq.write_table(pa.table({"picture": [row["bytes"] for row in rows]}), tmp_path / "plain.parquet")
+        for name in ("typed.parquet", "plain.parquet"):
+            description = describe_images(str(tmp_path / name))
+            assert (description.num_images, description.looked_at, description.modes) == (5, 4, ("RGB",))
+    typed.select([3]).to_parquet(tmp_path / "typed.parquet")
+    description = describe_images(str(tmp_path / "typed.parquet"))
+    assert (description.num_images, description.looked_at, description.channels) == (1, 0, None)
 
 
 def test_what_load_images_refuses_is_refused_here(tmp_path):

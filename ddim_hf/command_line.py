@@ -1,4 +1,4 @@
-"""What the example scripts share: how they end, quietly or with one line, and their flags for classes."""
+"""What the example scripts share: how they end, quietly or with one line, and their flags for classes and data."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from .data import MAX_CACHED_BYTES
 from .guidance import check_interval
 from .processes import let_the_first_speak
 
@@ -59,3 +60,31 @@ def take_classes(settings: dict[str, Any], load: Callable[[str], Any] | None = N
     }
     guide = settings.pop("guide", None)
     return classes if guide is None else classes | {"guide": load(guide)}
+
+
+DATA_FLAGS = (
+    "image_column",
+    "dataset_config_name",
+    "dataset_revision",
+    "cache_dir",
+    "refresh_cache",
+    "skip_broken",
+    "max_cached_bytes",
+)
+
+
+def add_data_flags(parser: argparse.ArgumentParser, of: str = "data", kept: str = "decoded images"):
+    """Add DATA_FLAGS: how the images `of` a set are read, and where what is `kept` of them lies."""
+    parser.add_argument("--image_column", help=f"of the {of}")
+    parser.add_argument("--dataset_config_name", help=f"of the {of}: which of its configurations")
+    parser.add_argument("--dataset_revision", help=f"of the {of}, on the Hub: branch, tag or commit")
+    parser.add_argument("--cache_dir", help=f"for {kept}")
+    parser.add_argument("--refresh_cache", action="store_true", help="read and decode all images again")
+    parser.add_argument("--skip_broken", action="store_true", help="leave out images that cannot be read")
+    parser.add_argument("--max_cached_bytes", type=int, default=MAX_CACHED_BYTES, help="of a set kept decoded")
+
+
+def data_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return DATA_FLAGS as arguments of `ddim_hf.data.load_images`."""
+    renamed = {"dataset_config_name": "config_name", "dataset_revision": "revision"}
+    return {renamed.get(name, name): getattr(args, name) for name in DATA_FLAGS}

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ddim_hf.command_line import run
+from ddim_hf.command_line import add_data_flags, run
 from ddim_hf.evaluation import Question
 from ddim_hf.processes import processes
 from ddim_hf.training.choice_of_average import choose_average
@@ -20,11 +20,10 @@ def main():
     parser.add_argument("--num_images", type=int, default=2_000)
     parser.add_argument("--seed", type=int, default=0, help="image k is made from seed + k")
     parser.add_argument("--split", help="of the reference (default: train, or its only one)")
-    parser.add_argument("--image_column", help="of the reference")
+    add_data_flags(parser, of="reference", kept="decoded images and reference features")
     parser.add_argument("--feature_extractor", help="a TorchScript file instead of Inception")
     parser.add_argument("--inception_weights", help="Inception's weights, for machines without network")
     parser.add_argument("--max_batch_size", type=int, help="images through the network at once")
-    parser.add_argument("--cache_dir", help="for decoded images and reference features")
     parser.add_argument("--fast", action="store_true", help="channels-last, compiled, bf16 where it is faster")
     settings = vars(parser.parse_args())
 

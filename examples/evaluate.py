@@ -3,8 +3,7 @@
 import argparse
 from collections.abc import Callable
 
-from ddim_hf.command_line import run
-from ddim_hf.data import MAX_CACHED_BYTES
+from ddim_hf.command_line import add_data_flags, run
 from ddim_hf.evaluation import ALSO, Question, compare, evaluate
 from ddim_hf.processes import end_with_launcher, processes
 
@@ -30,10 +29,8 @@ def main():
         "--output", default="outputs/results.json", help="a table (.md) and fid_vs_steps.png go beside it"
     )
     parser.add_argument("--split", help="of the reference (default: train, or its only one)")
-    parser.add_argument("--image_column", help="of the reference")
     parser.add_argument("--label_column", help="of the reference; found by its name or type if not given")
-    parser.add_argument("--dataset_config_name", help="of the reference: which of its configurations")
-    parser.add_argument("--dataset_revision", help="of a reference on the Hub: branch, tag or commit")
+    add_data_flags(parser, of="reference", kept="decoded images and reference features")
     parser.add_argument("--revision", help="of the model on the Hub")
     parser.add_argument("--num_inference_steps", type=several(int), default=[50], metavar="S,S,...")
     parser.add_argument("--eta", type=several(float), default=[0.0], metavar="ETA,ETA,...")
@@ -64,9 +61,6 @@ def main():
     parser.add_argument("--reconstruction", type=several(int), default=[], metavar="S,S,...", help="on --data_splits")
     parser.add_argument("--data_splits", type=several(str), default=["train", "test"])
     parser.add_argument("--data_images", type=int, help="the first so many of each split (default: all)")
-    parser.add_argument("--cache_dir", help="for decoded images and reference features")
-    parser.add_argument("--refresh_cache", action="store_true", help="read and decode all images again")
-    parser.add_argument("--max_cached_bytes", type=int, default=MAX_CACHED_BYTES, help="of a set kept decoded")
     parser.add_argument("--fast", action="store_true", help="channels-last, compiled, bf16 where it is faster")
     settings = vars(parser.parse_args())
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from ddim_hf import DDIMCustomPipeline
-from ddim_hf.command_line import run
-from ddim_hf.data import MAX_CACHED_BYTES, load_images
+from ddim_hf.command_line import add_data_flags, data_options, run
+from ddim_hf.data import load_images
 from ddim_hf.files import whole_file, write_text
 from ddim_hf.images import image_grid, label_rows, pixels_to_pil, states_to_pixels
 
@@ -39,13 +39,7 @@ def main():
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--split", default="train")
     parser.add_argument("--held_out", default="test", help="split for scale, or none")
-    parser.add_argument("--image_column", help="of the data")
-    parser.add_argument("--dataset_config_name", help="which of the data's configurations")
-    parser.add_argument("--dataset_revision", help="of data on the Hub: branch, tag or commit")
-    parser.add_argument("--cache_dir", help="for decoded images")
-    parser.add_argument("--refresh_cache", action="store_true", help="read and decode all images again")
-    parser.add_argument("--skip_broken", action="store_true", help="leave out images that cannot be decoded")
-    parser.add_argument("--max_cached_bytes", type=int, default=MAX_CACHED_BYTES, help="of a set kept decoded")
+    add_data_flags(parser)
     parser.add_argument("--num_images", type=int, default=16, help="samples, of seeds 0, 1, ...")
     parser.add_argument("--neighbours", type=int, default=5)
     parser.add_argument("--num_inference_steps", type=int, default=50)
@@ -53,10 +47,7 @@ def main():
 
     pipe = DDIMCustomPipeline.from_pretrained(args.model)
     channels, resolution, _ = pipe.state_shape
-    options = {"image_column": args.image_column, "config_name": args.dataset_config_name}
-    options |= {"revision": args.dataset_revision, "resolution": resolution, "channels": channels}
-    options |= {"cache_dir": args.cache_dir, "refresh_cache": args.refresh_cache, "skip_broken": args.skip_broken}
-    options |= {"max_cached_bytes": args.max_cached_bytes}
+    options = {"resolution": resolution, "channels": channels, **data_options(args)}
     training = load_images(args.data, split=args.split, **options)
     if not 1 <= args.neighbours <= len(training):
         raise ValueError(f"--neighbours is {args.neighbours}; allowed: 1 to {len(training)}, all of {args.data}")

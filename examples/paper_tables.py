@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ddim_hf import DDIMCustomPipeline
-from ddim_hf.command_line import run
+from ddim_hf.command_line import DATA_FLAGS, add_data_flags, run
 from ddim_hf.evaluation import Question
 from ddim_hf.evaluation.answers import answer
 from ddim_hf.files import write_text
@@ -44,7 +44,7 @@ def main():
     parser.add_argument("--feature_extractor", help="a TorchScript file instead of Inception")
     parser.add_argument("--inception_weights", help="Inception's weights, for machines without network")
     parser.add_argument("--max_batch_size", type=int, help="images through the network at once")
-    parser.add_argument("--cache_dir", help="for decoded images and reference features")
+    add_data_flags(parser, of="reference", kept="decoded images and reference features")
     parser.add_argument("--fast", action="store_true", help="channels-last, compiled, bf16 where it is faster")
     parser.add_argument("--dry_run", action="store_true", help="print cells, passes and the estimated time, and stop")
     args = parser.parse_args()
@@ -106,7 +106,7 @@ def seconds_of_a_pass(pipe: DDIMCustomPipeline, images: int) -> float:
 
 
 def measure(args: argparse.Namespace, **asked: Any) -> list[dict[str, Any]]:
-    names = ("mode", "feature_extractor", "inception_weights", "max_batch_size", "cache_dir", "fast")
+    names = ("mode", "feature_extractor", "inception_weights", "max_batch_size", "fast", *DATA_FLAGS)
     settings = {key: getattr(args, key) for key in names} | {"tau": ["quad"], "num_images": args.num_images}
     question = Question(args.model, args.reference, args.output_dir / "results.json", **settings, **asked)
     return answer(question).asked()

@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 
 from ddim_hf import DDIMCustomPipeline
-from ddim_hf.command_line import CLASS_FLAGS, add_class_flags, run, take_classes
-from ddim_hf.data import MAX_CACHED_BYTES, load_images
+from ddim_hf.command_line import CLASS_FLAGS, add_class_flags, add_data_flags, data_options, run, take_classes
+from ddim_hf.data import load_images
 from ddim_hf.files import whole_file, write_text
 from ddim_hf.hub import trained_on
 from ddim_hf.images import image_grid, label_rows, pixels_to_pil
@@ -32,13 +32,7 @@ def main():
     parser.add_argument(
         "--split", help="default: that held out in training, test of --data digits, else the data's own"
     )
-    parser.add_argument("--image_column", help="of the data")
-    parser.add_argument("--dataset_config_name", help="which of the data's configurations")
-    parser.add_argument("--dataset_revision", help="of data on the Hub: branch, tag or commit")
-    parser.add_argument("--cache_dir", help="for decoded images")
-    parser.add_argument("--refresh_cache", action="store_true", help="read and decode all images again")
-    parser.add_argument("--skip_broken", action="store_true", help="leave out images that cannot be decoded")
-    parser.add_argument("--max_cached_bytes", type=int, default=MAX_CACHED_BYTES, help="of a set kept decoded")
+    add_data_flags(parser)
     parser.add_argument("--num_images", type=int, default=16)
     parser.add_argument("--num_inference_steps", type=int, nargs="+", default=[10, 20, 50, 100])
     add_class_flags(parser, "names or numbers, which the images take in turn, or all; none is the null class")
@@ -52,14 +46,11 @@ def main():
     pipe.set_progress_bar_config(leave=False)
     channels, resolution, _ = pipe.state_shape
     split = args.split or ("test" if args.data == "digits" else None)
-    given = {"name": args.data, "split": split, "image_column": args.image_column}
-    given |= {"config_name": args.dataset_config_name, "revision": args.dataset_revision}
+    given = {"name": args.data, "split": split, **data_options(args)}
     data = trained_on(args.model) if args.data is None else {}
     data |= {name: value for name, value in given.items() if value is not None}
-    options = {"resolution": resolution, "channels": channels, "max_cached_bytes": args.max_cached_bytes}
-    options |= {"cache_dir": args.cache_dir, "refresh_cache": args.refresh_cache, "skip_broken": args.skip_broken}
     try:
-        images = load_images(**data, **options)[: args.num_images]
+        images = load_images(**data, resolution=resolution, channels=channels)[: args.num_images]
     except (ValueError, OSError) as error:
         if args.data is None:
             error.add_note(f"{args.model} was trained on {data['name']!r}; --data names other images")

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from ddim_hf import DDIMCustomPipeline
-from ddim_hf.command_line import run
+from ddim_hf.command_line import DATA_FLAGS, add_data_flags, run
 from ddim_hf.evaluation.features import load_feature_extractor
 from ddim_hf.evaluation.rows import protocol
 from ddim_hf.evaluation.tables import tables
@@ -30,9 +30,7 @@ from ddim_hf.training.log import read_log
 
 HERE = Path(__file__).parent
 PARTS = ("train", "evaluate", "show")
-# Flags that other scripts take too
-DATA = ("image_column", "dataset_config_name", "dataset_revision", "cache_dir")
-FEATURES = ("feature_extractor", "inception_weights")
+FEATURES = ("feature_extractor", "inception_weights")  # flags that other scripts take too, as DATA_FLAGS
 HEADLINE = {"num_inference_steps": "10,20,50", "eta": 0, "tau": "uniform", "variance": "sigma"}
 CHANCE = HEADLINE | {"num_inference_steps": 50}  # the cell that is measured from several sets of seeds
 # The denoising loss of its own models that the project's source gives, under the name of reconstruction loss
@@ -67,16 +65,14 @@ def main():
     )
     parser.add_argument("--recipe", choices=["cifar10-64", "cifar10-128", "celebahq-256"], default="cifar10-64")
     parser.add_argument("--dataset_name", help="default: the recipe's")
-    parser.add_argument("--image_column", help="of the data")
-    parser.add_argument("--dataset_config_name", help="which of the data's configurations")
-    parser.add_argument("--dataset_revision", help="of data on the Hub: branch, tag or commit")
+    add_data_flags(parser, kept="decoded images and reference features")
+    parser.set_defaults(max_cached_bytes=None)  # that of the other scripts
     parser.add_argument("--output_dir", type=Path, help="default: outputs/RECIPE")
     parser.add_argument("--report", type=Path, help="default: docs/RECIPE.md, or docs/results.md for cifar10-64")
     parser.add_argument("--parts", default="train,evaluate,show", help="which of these, by commas")
     parser.add_argument("--minutes", type=float, help="stop training after so long; the same command goes on")
     parser.add_argument("--feature_extractor", help="a TorchScript file instead of Inception")
     parser.add_argument("--inception_weights", help="Inception's weights, for machines without network")
-    parser.add_argument("--cache_dir", help="for decoded images and reference features")
     parser.add_argument("--num_images", type=int, default=10_000, help="of each cell of the table")
     parser.add_argument("--headline_images", type=int, help="also S = 10, 20, 50 at eta 0, uniform tau, of so many")
     parser.add_argument("--seeds", type=int, default=1, help="measure S = 50 at eta 0 from so many sets of seeds")
@@ -103,6 +99,7 @@ def main():
         load_feature_extractor(args.feature_extractor, args.inception_weights)
     if "train" in parts:
         train(args, training)
+        args.refresh_cache = False  # once is enough
     if "evaluate" in parts:
         evaluate(args)
     if "show" in parts:
@@ -111,12 +108,13 @@ def main():
 
 def given(args: argparse.Namespace, *names: str) -> list[str]:
     """Those of these flags that are given, for another script."""
-    return [word for name in names if getattr(args, name) for word in (f"--{name}", getattr(args, name))]
+    values = {f"--{name}": getattr(args, name) for name in names}
+    return [word for flag, value in values.items() if value for word in ([flag] if value is True else [flag, value])]
 
 
 def train(args: argparse.Namespace, flags: list[str]):
     data = ["--dataset_name", args.dataset_name, "--validation_split", args.held_out, "--output_dir", args.output_dir]
-    resumed = [*given(args, *DATA, *FEATURES), *flags, "--resume_from_checkpoint", "latest"]
+    resumed = [*given(args, *DATA_FLAGS, *FEATURES), *flags, "--resume_from_checkpoint", "latest"]
     call("train.py", "--recipe", args.recipe, *data, *resumed, minutes=args.minutes)
 
 
@@ -137,7 +135,7 @@ def evaluate(args: argparse.Namespace):
 def measure(args: argparse.Namespace, cells: dict[str, object], num_images: int, *more: object, fitted: bool = True):
     """Call evaluate.py for these cells, with the schedules that the model has for them where it has any."""
     words = [word for name, value in cells.items() for word in (f"--{name}", value)]
-    reference = ["--reference", args.dataset_name, *given(args, *DATA, *FEATURES)]
+    reference = ["--reference", args.dataset_name, *given(args, *DATA_FLAGS, *FEATURES)]
     output = ["--output", args.output_dir / "results.json", *(["--fast"] if args.fast else [])]
     if fitted and has_schedule(args.output_dir, str(cells["num_inference_steps"])):
         words.append("--calibrated")
@@ -156,7 +154,7 @@ def show(args: argparse.Namespace):
     shutil.rmtree(folder / "first64", ignore_errors=True)  # they may be of other weights
     call("sample.py", folder, "--num_images", 64, "--output_dir", folder / "first64", "--grid")
     held_out = ["--held_out", args.held_out]
-    call("nearest.py", folder, args.dataset_name, folder / "nearest", *held_out, *given(args, *DATA))
+    call("nearest.py", folder, args.dataset_name, folder / "nearest", *held_out, *given(args, *DATA_FLAGS))
     args.report.parent.mkdir(parents=True, exist_ok=True)
     pictures = {"samples": folder / "first64" / "samples.png", "nearest": folder / "nearest" / "nearest.png"}
     for name, picture in pictures.items():

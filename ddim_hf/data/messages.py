@@ -17,7 +17,7 @@ def reason(error: Exception) -> str:
 
 def unreadable(label: str, why: str) -> ValueError:
     return ValueError(
-        f"{label} cannot be read ({why}): mend or remove it; a training leaves such images out with --skip_broken"
+        f"{label} cannot be read ({why}): mend or remove it, or leave such images out with --skip_broken"
     )
 
 

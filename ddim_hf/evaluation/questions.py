@@ -51,8 +51,8 @@ class Question:
         guidance_interval: as in sampling, for all scales.
         num_images: images of each cell, image k made from seed + k.
         max_batch_size: as in `ddim_hf.generation.generate`.
-        split, image_column, dataset_config_name, dataset_revision, label_column: of the reference, as `load_images`
-            has them.
+        split, image_column, dataset_config_name, dataset_revision, label_column, skip_broken: of the reference, as
+            `load_images` has them; skip_broken is for models alone.
         mode, feature_extractor, inception_weights: as in `load_feature_extractor`.
         kid: the kernel distance too.
         label_accuracy: also the share of samples that show their class by a classifier that `load_classifier` takes.
@@ -86,6 +86,7 @@ class Question:
     dataset_config_name: str | None = None
     dataset_revision: str | None = None
     label_column: str | None = None
+    skip_broken: bool = False
     mode: str = "clean"
     feature_extractor: str | None = None
     inception_weights: str | None = None
@@ -110,7 +111,8 @@ class Question:
     def data(self) -> dict[str, Any]:
         """How the reference's images are read: arguments of `load_images`."""
         names = {"image_column": self.image_column, "config_name": self.dataset_config_name}
-        return names | {"revision": self.dataset_revision, "max_cached_bytes": self.max_cached_bytes} | self.cache
+        names |= {"revision": self.dataset_revision, "skip_broken": self.skip_broken}
+        return names | {"max_cached_bytes": self.max_cached_bytes} | self.cache
 
     @property
     def cache(self) -> dict[str, Any]:
@@ -131,6 +133,8 @@ class Question:
             raise ValueError(f"num_images is {self.num_images}; allowed: whole numbers from 2")
         if not (self.distance or self.of_images or self.loss or self.reconstruction):
             raise ValueError("nothing to measure: no distance, no denoising loss and no reconstruction is asked for")
+        if self.skip_broken and self.of_images:
+            raise ValueError(f"skip_broken is given, and {str(self.model)!r} is a folder of images; allowed: a model")
 
     def check_classes(self, pipe: DDIMCustomPipeline):
         """Raise ValueError for what is asked of the classes of a model that has none, or in vain."""

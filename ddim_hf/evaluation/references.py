@@ -73,6 +73,7 @@ def load_reference(
     channels: int | None,
     split: str | None = None,
     extractor: FeatureExtractor,
+    skip_broken: bool = False,
     max_cached_bytes: int = MAX_CACHED_BYTES,
     **data: Any,
 ) -> Reference:
@@ -81,7 +82,8 @@ def load_reference(
     Args:
         resolution, channels: of the images, as in `load_images`. Where channels is None each image is at its own size
             and in colour, as clean-fid reads a folder, and resolution chooses among clean-fid's statistics alone.
-        max_cached_bytes, data: how images are read, by the other arguments of `load_images`.
+        skip_broken, max_cached_bytes: as in `load_images`, not for images at their own size.
+        data: how images are read, by the other arguments of `load_images`.
 
     Raises:
         ValueError: precomputed statistics with features other than Inception's.
@@ -95,8 +97,9 @@ def load_reference(
     if channels is None:
         images = load_originals(name, split=split, **data)
     else:
-        size = {"resolution": resolution, "channels": channels, "max_cached_bytes": max_cached_bytes}
-        images = load_images(name, split=split, **size, **data)
+        size = {"resolution": resolution, "channels": channels}
+        decoding = {"skip_broken": skip_broken, "max_cached_bytes": max_cached_bytes}
+        images = load_images(name, split=split, **size, **decoding, **data)
     return Reference(short_name(name), images.split, images, resolution)
 
 

@@ -1,10 +1,14 @@
 """References: kept by content, or clean-fid's own statistics."""
 
+import json
+import runpy
+import sys
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from image_files import write_configurations
+from image_files import write_configurations, write_folder
+from training_runs import ROOT
 
 from ddim_hf.data import load_images
 from ddim_hf.evaluation import evaluate, load_reference, references
@@ -80,3 +84,30 @@ def test_the_reference_is_read_as_it_is_asked_for(files, folders, tmp_path, own_
         evaluate(str(folders / "a"), several, tmp_path / "none.json", **settings)
     with pytest.raises(ValueError, match="revision is 'v1'"):
         evaluate(str(folders / "a"), "digits", tmp_path / "none.json", dataset_revision="v1", **settings)
+
+
+def test_broken_images_of_the_reference_are_left_out(files, folders, tmp_path, monkeypatch, capsys):
+    """evaluate.py names a torn image of the reference; with --skip_broken it measures as against the others alone. In
+    a folder that is measured each image counts."""
+    torn, whole = write_folder(tmp_path / "torn"), write_folder(tmp_path / "whole")
+    (torn / "002.png").write_bytes((torn / "002.png").read_bytes()[:60])
+    (whole / "002.png").unlink()
+
+    def measured(reference, *more, model=files / "tiny"):
+        words = [model, "--reference", reference, "--output", tmp_path / f"{len(more)}{reference.name}.json", *more]
+        words += ["--feature_extractor", files / "features.pt", "--num_images", 2, "--num_inference_steps", 2]
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, words), "--cache_dir", str(tmp_path / "cache")])
+        runpy.run_path(str(ROOT / "examples/evaluate.py"), run_name="__main__")
+        (row,) = json.loads((tmp_path / f"{len(more)}{reference.name}.json").read_text())["results"]
+        return row["num_reference"], row["value"]
+
+    with pytest.raises(SystemExit, match="2"):
+        measured(torn)
+    said = capsys.readouterr().err
+    assert "torn/002.png cannot be read" in said and "--skip_broken" in said and said.count("\n") == 1
+    with pytest.warns(UserWarning, match="left out 1 of 5 images"):
+        left = measured(torn, "--skip_broken")
+    assert left == measured(whole) and left[0] == 4
+    with pytest.raises(SystemExit, match="2"):
+        measured(torn, "--skip_broken", model=folders / "a")
+    assert "skip_broken is given, and" in capsys.readouterr().err

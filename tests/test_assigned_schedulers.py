@@ -23,8 +23,6 @@ DRAW_NOISE = re.compile("DDPM|Ancestral|SDE|SASolver|LCM")
 
 
 def assigned(name: str):
-    if name == "DPMSolverSDEScheduler":
-        pytest.importorskip("torchsde")
     return getattr(diffusers, name).from_config(BETAS)
 
 

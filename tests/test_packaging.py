@@ -95,7 +95,6 @@ def test_the_source_archive_installs_as_the_wheel_does(built, installed, tmp_pat
                 assert (packages / name).read_bytes() == wheel.read(name)
 
 
-@pytest.mark.skipif(not MODEL.is_dir(), reason="the model lies in the repository alone")
 def test_the_three_lines_of_the_readme_run_from_the_wheel(installed, tmp_path):
     """README's first Python block, in fewer steps, leaves its picture by the installed package, not by the tree's."""
     (block,) = re.findall(r"## Try it.*?```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -158,7 +157,6 @@ pipe.save_pretrained("saved")
 """
 
 
-@pytest.mark.skipif(not MODEL.is_dir(), reason="the model lies in the repository alone")
 def test_the_core_alone_samples_encodes_and_interpolates(core, tmp_path):
     """With the core's requirements and nothing of the extras, the pipeline does all that it does."""
     (tmp_path / "core.py").write_text(CORE_ALONE)
@@ -177,7 +175,6 @@ for words in map(json.loads, sys.argv[1:]):
 """
 
 
-@pytest.mark.skipif(not MODEL.is_dir(), reason="the model lies in the repository alone")
 def test_the_scripts_that_sample_run_with_the_core_alone(core, tmp_path):
     """sample.py says what it takes and fills a folder, in both formats; interpolate.py and trajectory.py draw."""
     few = ["--num_images", "2", "--num_inference_steps", "2"]

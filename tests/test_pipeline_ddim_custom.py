@@ -292,7 +292,6 @@ def test_precision_is_the_networks(dtype, tolerance):
 
 def test_offloaded_network_samples_and_is_freed():
     """With enable_model_cpu_offload images are the same, and the network is offloaded anew after the call."""
-    pytest.importorskip("accelerate")
     wanted = tiny_pipe()(seeds=[1], num_inference_steps=3, output_type="pt").images
     pipe = tiny_pipe()
     pipe.enable_model_cpu_offload(device="cpu")

@@ -15,7 +15,6 @@ from training_runs import ROOT
 
 CHROMIUM = shutil.which("chromium")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-browser")
-pytest.importorskip("gradio", reason="gradio is not installed")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed: make test-browser")
 MODEL = ROOT / "models" / "ddim-cifar10-64"
 SHOTS = ROOT / "outputs" / "browser"

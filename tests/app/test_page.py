@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import gradio_client
 import numpy as np
 import pytest
 import yaml
@@ -20,8 +21,6 @@ from test_packaging import new_environment, required
 
 from ddim_hf.app.space import push_space, space_files
 from ddim_hf.generation import load_pipeline
-
-gradio_client = pytest.importorskip("gradio_client", reason="gradio is not installed")
 
 
 @pytest.fixture(scope="module")

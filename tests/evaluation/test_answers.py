@@ -20,7 +20,6 @@ from ddim_hf.evaluation import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = {"num_inference_steps": [2, 4], "eta": [0.0, 1.0], "variance": ["sigma", "sigma_hat"], "num_images": 32}
-pytest.importorskip("cleanfid.fid")
 
 
 def test_fast_sampling_is_recorded_of_ours_alone(files, tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cleanfid import fid as cleanfid
 from evaluation_files import pixels
 
 from ddim_hf.data import load_images
@@ -12,7 +13,6 @@ from ddim_hf.evaluation.features import load_feature_extractor
 from ddim_hf.evaluation.frechet import Statistics, frechet_distance
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
-cleanfid = pytest.importorskip("cleanfid.fid")
 
 
 def test_a_set_against_itself_is_zero(files, folders):
@@ -84,8 +84,7 @@ def test_without_weights_or_network_one_line_names_the_options(monkeypatch, tmp_
     """Without Inception's weights and without network one line names the options, training's among them."""
     from cleanfid import downloads_helper
 
-    if Path("/tmp/inception-2015-12-05.pt").exists():
-        pytest.skip("Inception's weights are here")
+    monkeypatch.setattr("ddim_hf.evaluation.features.INCEPTION_FILE", str(tmp_path / "none.pt"))
     monkeypatch.setattr(downloads_helper, "inception_url", f"file://{tmp_path}/none")
     with pytest.raises(FileNotFoundError, match="--inception_weights FILE.* or --feature_extractor FILE") as error:
         load_feature_extractor()

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
+from cleanfid import fid as cleanfid
 
 from ddim_hf.evaluation import kernel_distance
 from ddim_hf.evaluation.frechet import Statistics, frechet_distance
-
-cleanfid = pytest.importorskip("cleanfid.fid")
 
 
 def test_the_distance_is_cleanfids():

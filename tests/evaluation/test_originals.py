@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from cleanfid import fid as cleanfid
 from PIL import Image
 
 from ddim_hf.evaluation import evaluate, kernel_distance
@@ -10,8 +11,6 @@ from ddim_hf.evaluation.features import load_feature_extractor
 from ddim_hf.evaluation.frechet import Statistics, frechet_distance
 from ddim_hf.evaluation.originals import load_originals
 from ddim_hf.generation import generate, load_pipeline
-
-cleanfid = pytest.importorskip("cleanfid.fid")
 
 
 def test_two_folders_give_cleanfids_own_figure(files, folders, tmp_path):

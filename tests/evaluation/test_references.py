@@ -15,8 +15,6 @@ from ddim_hf.evaluation import evaluate, load_reference, references
 from ddim_hf.evaluation.features import load_feature_extractor
 from ddim_hf.evaluation.references import reference_statistics
 
-pytest.importorskip("cleanfid.fid")
-
 
 def test_the_reference_is_kept_by_content(files, tmp_path):
     """A reference is computed once for each content and extractor, and a kept one is taken as it is."""

@@ -151,7 +151,8 @@ def load_images(
     cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
     labels = None
     if labelled:  # first, as it takes no time
-        file = cache / f"{digest(source.stamp(), 'labels', label_column)}.labels.json"
+        # By the name too: of the same files it says below which folder the class folders lie.
+        file = cache / f"{digest(source.stamp(), 'labels', str(name), label_column)}.labels.json"
         labels = keep_labels(file, len(source), lambda: source.labels(label_column), refresh_cache)
     key = fingerprint(source, channels, resolution, cache, refresh_cache)
     shape = (len(source), channels, resolution, resolution)

@@ -123,6 +123,14 @@ def test_labels_are_read_once(tmp_path, monkeypatch):
     assert loaded(file).labels.tolist() == first.labels.tolist()
 
 
+def test_labels_are_those_of_the_folder_that_is_named(tmp_path):
+    """A folder and the one above it hold the same images and other classes; neither is given what the other's left."""
+    inner = class_folders(tmp_path / "set" / "animals")
+    assert loaded(tmp_path / "set").label_names == ("animals",)
+    assert loaded(inner).label_names == ("bird", "cat", "dog")
+    assert loaded(tmp_path / "set").label_names == ("animals",)
+
+
 def test_broken_images_take_their_labels_with_them(tmp_path):
     """With skip_broken the labels stay those of the images that are left."""
     root = class_folders(tmp_path / "images")

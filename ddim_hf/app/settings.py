@@ -158,6 +158,7 @@ def default_settings(pipe: DDIMCustomPipeline) -> Settings:
 
 
 def calibrated_steps(pipe: DDIMCustomPipeline) -> list[int]:
-    """The numbers of steps that the model has calibrated schedules for."""
+    """The numbers of steps that the model has calibrated schedules for, without a class and guidance."""
     schedules = (pipe.scheduler.config.calibrated_schedules or {}).get("schedules", {})
-    return sorted(int(steps) for steps in schedules if "calibrated" in taus_of(pipe, int(steps)))
+    plain = (int(key) for key in schedules if key.isdigit())  # the keys of others name their guidance too
+    return sorted(steps for steps in plain if "calibrated" in taus_of(pipe, steps))

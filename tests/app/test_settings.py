@@ -90,6 +90,20 @@ def test_calibrated_is_offered_for_its_steps_alone(fitted_pipe, pipe):
     assert default_settings(pipe) == Settings(steps=10, tau="quadratic")
 
 
+def test_schedules_with_guidance_are_not_offered_without(pipe):
+    """A model with schedules for guidance beside plain ones opens; the page names those without guidance alone."""
+    there = DDIMCustomPipeline(pipe.unet, pipe.scheduler.from_config(pipe.scheduler.config))
+    plain = {"timesteps": [900, 400, 50], "weights": [[1, 0, 0]] * 3}
+    record = {"weights_hash": pipe._weights_hash(), "sampler": describe_sampler(pipe.scheduler.config)}
+    record["schedules"] = {
+        "3": plain,
+        "5 at guidance_scale 2.0": plain,
+        "5 at guidance_scale 2.0 in 1.0 to 9.0": plain,
+    }
+    there.scheduler.change_config(calibrated_schedules=record)
+    assert calibrated_steps(there) == [3]
+
+
 @pytest.mark.parametrize(
     "tau, more",
     [

@@ -107,9 +107,10 @@ def main():
 
 
 def given(args: argparse.Namespace, *names: str) -> list[str]:
-    """Those of these flags that are given, for another script."""
+    """Those of these flags that are given, for another script; 0 is a value too."""
     values = {f"--{name}": getattr(args, name) for name in names}
-    return [word for flag, value in values.items() if value for word in ([flag] if value is True else [flag, value])]
+    values = {flag: value for flag, value in values.items() if value is not None and value is not False}
+    return [word for flag, value in values.items() for word in ([flag] if value is True else [flag, value])]
 
 
 def train(args: argparse.Namespace, flags: list[str]):

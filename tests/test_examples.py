@@ -1,5 +1,6 @@
 """The example scripts, run as a user runs them, with a tiny model."""
 
+import argparse
 import json
 import re
 import runpy
@@ -320,6 +321,13 @@ def test_from_training_to_report(tmp_path, model):
     assert floor["value"] == pytest.approx(frechet_distance(real, training), rel=1e-6)
     assert re.search(r"\| value \|\n\| --- \|\n\| [\d.e-]+ \|\n", text)
     assert floor["num_images"] == 8 and "real images" not in (tmp_path / "run/README.md").read_text()
+
+
+def test_a_flag_of_zero_is_handed_on():
+    """reproduce.py hands every flag that is given to its scripts, one of value 0 too, and none that is not."""
+    given = runpy.run_path(str(EXAMPLES / "reproduce.py"))["given"]
+    args = argparse.Namespace(max_cached_bytes=0, skip_broken=True, refresh_cache=False, cache_dir=None)
+    assert given(args, *vars(args)) == ["--max_cached_bytes", 0, "--skip_broken"]
 
 
 def test_the_report_says_what_chance_does():

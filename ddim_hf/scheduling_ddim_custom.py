@@ -29,8 +29,8 @@ CHOICES = {
     "x0_formula": ("exact", "as_printed"),
     "variance": ("sigma", "sigma_hat"),
 }
-# of the config, by which a scheduler has its betas
 PLAIN = (1.0, 0.0, 0.0)  # the weights of a DDIM step
+# of the config, by which a scheduler has its betas
 BETA_KEYS = "num_train_timesteps beta_start beta_end beta_schedule trained_betas rescale_betas_zero_snr".split()
 
 

@@ -21,7 +21,7 @@ from ddim_hf.files import write_text
 from ddim_hf.generation import default_max_batch_size, load_pipeline
 from ddim_hf.processes import end_with_launcher, processes
 from ddim_hf.reports.markdown import shown, table
-from ddim_hf.training.outlook import in_words
+from ddim_hf.reports.words import in_words
 
 PAPER = json.loads(Path(__file__).with_name("ddim_paper.json").read_text())
 DISTANCES, ERRORS = PAPER["table 1"], {int(steps): value for steps, value in PAPER["table 2"].items()}

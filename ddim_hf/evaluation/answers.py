@@ -352,9 +352,15 @@ def _measure_folder(question: Question, results: Results):
 
 
 def _how_sampled(folder: Path) -> dict[str, Any]:
-    """What the manifest says that `generate` leaves beside its images."""
+    """What the manifest says that `generate` leaves beside its images, as the rows of a model say it."""
     manifest = sample_manifest(folder.resolve().parent if folder.resolve().name == "images" else folder)
-    kept = ("model", "weights_hash", "num_inference_steps", "eta", "tau", "variance", "seed")
-    return {key: manifest[key] for key in kept if key in manifest} | (
-        {"implementation": "ddim_hf"} if manifest else {}
-    )
+    kept = ("model", "weights_hash", "num_inference_steps", "eta", "tau", "variance", "seed", "class_labels")
+    row = {key: manifest[key] for key in kept if key in manifest}
+    if manifest:
+        row["implementation"] = "ddim_hf"
+    if guidance := manifest.get("guidance"):
+        row |= {"guidance_scale": guidance["scale"], "guidance_interval": guidance["interval"]}
+        row["guide"] = guidance["guide"]
+    if schedule := manifest.get("calibrated"):
+        row |= {"implementation": CALIBRATED, "schedule": digest(schedule)}
+    return row

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 from cleanfid import fid as cleanfid
+from conftest import tiny_unet
 from PIL import Image
 
+from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
+from ddim_hf.calibration import describe_sampler
 from ddim_hf.evaluation import evaluate, kernel_distance
 from ddim_hf.evaluation.features import load_feature_extractor
 from ddim_hf.evaluation.frechet import Statistics, frechet_distance
@@ -141,6 +144,29 @@ def test_one_reader_for_both_sides(files, tmp_path):
     assert (
         row["value"] == pytest.approx(of_model["value"], rel=1e-5) and row["weights_hash"] == of_model["weights_hash"]
     )
+
+
+def test_a_folder_of_samples_says_how_they_were_made(files, tmp_path):
+    """The row of a folder that was sampled with classes, guidance or a fitted schedule says so, as a model's does."""
+    classes = DDIMCustomPipeline(tiny_unet(num_class_embeds=3), DDIMSchedulerCustom())
+    guided = {"class_labels": "all", "guidance_scale": 2.5, "guidance_interval": (100, 900), "guide": classes}
+    generate(classes, tmp_path / "guided", num_images=4, num_inference_steps=2, **guided)
+    fitted = load_pipeline(files / "tiny")
+    schedule = {"timesteps": [900, 50], "weights": [[1, 0, 0], [1, 0, 0]]}
+    record = {"weights_hash": fitted._weights_hash(), "sampler": describe_sampler(fitted.scheduler.config)}
+    fitted.scheduler.change_config(calibrated_schedules=record | {"schedules": {"2": schedule}})
+    generate(fitted, tmp_path / "fitted", num_images=4, num_inference_steps=2)
+    fitted.save_pretrained(tmp_path / "model")
+
+    settings = {"feature_extractor": files / "features.pt", "cache_dir": tmp_path / "cache"}
+    (row,) = evaluate(str(tmp_path / "guided"), "digits", tmp_path / "guided.json", **settings)
+    assert row["class_labels"] == [0, 1] and row["guidance_scale"] == 2.5 and row["guidance_interval"] == [100, 900]
+    assert row["implementation"] == "ddim_hf" and row["guide"] == classes._weights_hash()
+    (row,) = evaluate(str(tmp_path / "fitted"), "digits", tmp_path / "fitted.json", **settings)
+    model = {"num_images": 4, "num_inference_steps": [2], "calibrated": True}
+    *_, of_model = evaluate(str(tmp_path / "model"), "digits", tmp_path / "model.json", **model, **settings)
+    assert row["implementation"] == of_model["implementation"] == "ddim_hf calibrated"
+    assert row["schedule"] == of_model["schedule"]
 
 
 def test_a_file_that_is_no_image_is_named(files, tmp_path):

@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..reports.markdown import shown, table
-from ..reports.metrics import DISTANCES
+from ..reports.metrics import CELL, DISTANCES
 from .answers import answer
 from .questions import Question
-from .rows import CELL
 
 KEYS = ("metric", "implementation", "tau", *CELL)
 

@@ -4,9 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-MEASURED = ("value", "by_timesteps", "by_class", "seconds", "seconds_features", "seconds_waiting")
-# A cell's place in a table; a schedule is for one S.
-CELL = ("eta", "variance", "guidance_scale", "num_inference_steps", "schedule")
+from ..reports.metrics import CELL, MEASURED
 
 
 def protocol(row: dict[str, Any]) -> dict[str, Any]:

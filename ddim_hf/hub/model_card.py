@@ -10,7 +10,7 @@ from huggingface_hub.repocard_data import CardData
 
 from ..files import read_json
 from ..reports.markdown import grid, shown, table
-from ..reports.metrics import DISTANCES, GENERAL, NAMES
+from ..reports.metrics import CELL, DISTANCES, GENERAL, MEASURED, NAMES
 from .redaction import redact, redact_command
 from .weights import count_parameters, main_weights
 
@@ -38,17 +38,8 @@ PROTOCOL = {
     "images_hash": "images {}",
     "weights_hash": "weights {}",
 }
-HEADLINE_PROTOCOL = ("num_images", "num_inference_steps", "eta", "tau", "mode")
-NO_PROTOCOL = (
-    "metric",
-    "value",
-    "by_timesteps",
-    "model",
-    "feature_extractor",
-    "num_inference_steps",
-    "eta",
-    "variance",
-)
+HEADLINE_PROTOCOL = ("num_images", "num_inference_steps", "eta", "guidance_scale", "tau", "mode")
+NO_PROTOCOL = ("metric", "model", "feature_extractor", *MEASURED, *CELL)
 HASH = re.compile(r"[0-9a-f]{32,}")  # shortened to its first 12 digits
 
 NETWORK = [
@@ -208,21 +199,23 @@ def _metadata(name: str, license: str | None, config: dict, headlines: list[dict
 
 
 def _headlines(rows: list[dict], tau: str) -> list[dict]:
-    """The figures to quote: most images and least noise first, by the model's own `tau`, in order of S."""
+    """The figures to quote: most images and least noise first, by the model's own `tau`, unguided, in order of S."""
     ours = [row for row in rows if row.get("implementation") in (None, "ddim_hf")]
     kinds = list(NAMES)
 
     def place(row: dict) -> tuple:
         kind = kinds.index(_kind(row)) if _kind(row) in kinds else len(kinds)
         other = (row.get("tau") not in (None, tau), row.get("variance") == "sigma_hat")
-        return kind, -(row.get("num_images") or 0), *other, row.get("eta") or 0, row.get("num_inference_steps") or 0
+        sampler = row.get("eta") or 0, row.get("guidance_scale") not in (None, 1), row.get("num_inference_steps") or 0
+        return kind, -(row.get("num_images") or 0), *other, *sampler
 
     return sorted(ours, key=place)[:HEADLINES]
 
 
 def _eval_result(row: dict, datasets: list[str]) -> EvalResult:
     reference, steps = redact(row.get("reference") or "the training images"), row.get("num_inference_steps")
-    sampler = "" if steps is None else f" (S = {steps}, eta = {row.get('eta') or 0:g})"
+    guided = "" if row.get("guidance_scale") in (None, 1) else f", guidance = {row['guidance_scale']:g}"
+    sampler = "" if steps is None else f" (S = {steps}, eta = {row.get('eta') or 0:g}{guided})"
     return EvalResult(
         task_type=TASK,
         dataset_type=reference if reference in datasets else "other",
@@ -330,7 +323,7 @@ def _figures(name: str, rows: list[dict]) -> str:
     """The figures of one metric: the protocol that they share, what was measured without a sampler, and the grids."""
     sampled = [row for row in rows if row.get("num_inference_steps") is not None]
     first, *others = sampled or rows
-    keys = [key for key in dict.fromkeys([*PROTOCOL, *(key for row in rows for key in row)]) if _is_protocol(key)]
+    keys = [key for key in dict.fromkeys([*PROTOCOL, *(key for row in rows for key in row)]) if key not in NO_PROTOCOL]
     shared = {key: first.get(key) for key in keys if all(row.get(key) == first.get(key) for row in others)}
     values, grids = [], {}
     for row in rows:
@@ -342,10 +335,6 @@ def _figures(name: str, rows: list[dict]) -> str:
     tables = [f"{kind}:\n\n{grid(rows)}" for kind, rows in grids.items()]
     parts = [f"**{name}**: {_said(shared)}", "; ".join(values), *tables]
     return "\n\n".join(part.strip(": \n") for part in parts if part)
-
-
-def _is_protocol(key: str) -> bool:
-    return key not in NO_PROTOCOL and not key.startswith("seconds")
 
 
 def _said(protocol: dict[str, Any]) -> str:

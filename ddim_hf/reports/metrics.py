@@ -1,4 +1,4 @@
-"""The metrics that are measured on a model: their names in text, and which of them are distances."""
+"""The metrics that are measured on a model: their names in text, which are distances, and the keys of a figure."""
 
 NAMES = {
     "fid": "FID",
@@ -16,3 +16,7 @@ WITHIN_CLASSES = "_within_classes"  # after the metric: the mean over classes of
 FRECHET = ("fid", "frechet_distance")
 KERNEL = ("kid", "kernel_distance")
 DISTANCES = FRECHET + KERNEL
+
+# Of a figure: what was measured, and its place in a table (a schedule is for one S). Other keys are its protocol.
+MEASURED = ("value", "by_timesteps", "by_class", "seconds", "seconds_features", "seconds_waiting")
+CELL = ("eta", "variance", "guidance_scale", "num_inference_steps", "schedule")

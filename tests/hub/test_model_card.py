@@ -186,6 +186,23 @@ diffusers' own pipeline, uniform tau:
     ]
 
 
+def test_figures_by_guidance_are_one_grid_and_told_apart(run):
+    """Guidance stands in the grid's first column and in a headline's name; neither a class's own figures nor the
+    schedule of each S, which is for one cell, make grids of their own."""
+    row = {"metric": "fid", "implementation": "ddim_hf", "num_images": 10, "num_inference_steps": 5, "eta": 0.0}
+    rows = [row | {"guidance_scale": scale, "value": 4.0 + scale} for scale in (2.0, 1.0)]
+    rows = [each | {"by_class": [["cat", 5, each["value"]], ["dog", 5, 9.0]]} for each in rows]
+    fitted = {"implementation": "ddim_hf calibrated", "guidance_scale": 1.0}
+    rows += [row | fitted | {"num_inference_steps": s, "schedule": f"{s}" * 32, "value": 50 / s} for s in (5, 8)]
+    (run / "results.json").write_text(json.dumps({"results": rows}))
+    card = ModelCard(model_card(run))
+    assert "| 0.0, guidance 1 | 5.00 |\n| 0.0, guidance 2 | 6.00 |\n" in card.text
+    assert "| eta | S = 5 | S = 8 |\n| --- | --- | --- |\n| 0.0, guidance 1 | 10.00 | 6.25 |\n" in card.text
+    assert "by_class" not in card.text and "cat" not in card.text
+    named = [(result.metric_name, result.metric_value) for result in card.data.eval_results]
+    assert named == [("FID (S = 5, eta = 0)", 5.0), ("FID (S = 5, eta = 0, guidance = 2)", 6.0)]
+
+
 @pytest.mark.parametrize(
     ("one", "other", "words"),
     [

@@ -6,8 +6,8 @@ from typing import Any
 
 from ..files import whole_file
 from ..reports.markdown import grid, noise, shown, table
-from ..reports.metrics import FRECHET, NAMES
-from .rows import CELL, differing, protocol
+from ..reports.metrics import CELL, FRECHET, NAMES
+from .rows import differing, protocol
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
@@ -96,17 +96,10 @@ def plot_guidance(rows: list[dict[str, Any]], file: Path):
     """Distances and label accuracy by guidance, a line for each metric, S and protocol."""
     from matplotlib.figure import Figure
 
-    drawn = [row for row in rows if row.get("guidance_scale") is not None]
-    lines: dict[tuple, list[tuple[float, float]]] = {}
-    for group in _groups(drawn):
-        for row in group:
-            label = f"{NAMES.get(row['metric'], row['metric'])}, S = {row['num_inference_steps']}"
-            kind = (row["metric"], label + ("" if row["eta"] == 0 else f", eta {row['eta']:g}"))
-            lines.setdefault(kind, []).append((row["guidance_scale"], row["value"]))
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     distance = figure.subplots()
     accuracy = distance.twinx()
-    for number, ((metric, label), points) in enumerate(lines.items()):
+    for number, ((metric, label), points) in enumerate(lines_by_guidance(rows).items()):
         of_labels = metric == "label_accuracy"
         style = {"marker": "s" if of_labels else "o", "linestyle": "--" if of_labels else "-", "color": f"C{number}"}
         (accuracy if of_labels else distance).plot(*zip(*sorted(points), strict=True), label=label, **style)
@@ -115,3 +108,19 @@ def plot_guidance(rows: list[dict[str, Any]], file: Path):
     figure.legend(fontsize=7, loc="outside upper center", ncols=2)
     with whole_file(file) as beside:
         figure.savefig(beside, format="png", dpi=120)
+
+
+def lines_by_guidance(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """Guidance and value of each figure that has guidance, by metric and label: no two of a line differ in more."""
+    drawn = [row for row in rows if row.get("guidance_scale") is not None]
+    lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for metric in dict.fromkeys(row["metric"] for row in drawn):
+        groups = _groups([row for row in drawn if row["metric"] == metric])
+        for group, words in zip(groups, differing([group[0] for group in groups]), strict=True):
+            for row in group:
+                name, _, _ = noise(row)[-1].partition(", guidance")
+                parts = [NAMES.get(metric, metric), f"S = {row['num_inference_steps']}"]
+                parts += [] if row["eta"] == 0 else [f"eta {name}"]
+                label = ", ".join([*parts, *(f"{key} {value}" for key, value in words.items())])
+                lines.setdefault((metric, label), []).append((row["guidance_scale"], row["value"]))
+    return lines

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ddim_hf.evaluation.results import Results
-from ddim_hf.evaluation.tables import tables
+from ddim_hf.evaluation.tables import lines_by_guidance, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = {"metric": "fid", "num_images": 9, "reference": "x", "tau": "uniform", "num_inference_steps": 10, "eta": 0.0}
@@ -46,6 +46,17 @@ def test_sigma_hat_at_another_eta_is_another_line():
     """A folder sampled with sigma_hat at another eta than 1 does not take the place of that at 1."""
     text = tables([ROW | {"variance": "sigma_hat", "eta": eta, "value": 10 + eta} for eta in (1.0, 0.5)])
     assert "| sigma_hat | 11.00 |" in text and "| sigma_hat, eta 0.5 | 10.50 |" in text
+
+
+def test_a_line_by_guidance_is_of_one_protocol():
+    """Figures by guidance that differ in anything but guidance are on two lines, whose labels say in what."""
+    first = [ROW | {"guidance_scale": scale, "seed": 0, "value": scale} for scale in (1.0, 2.0)]
+    others = [{"seed": 9}, {"num_images": 8}, {"weights_hash": "a" * 64}, {"num_inference_steps": 20}]
+    others += [{"eta": 1.0, "variance": "sigma"}, {"eta": 1.0, "variance": "sigma_hat"}]
+    rows = [row | other for other in [{}, *others] for row in first]
+    lines = lines_by_guidance([*rows, ROW | {"value": 3.0}])
+    assert list(lines.values()) == [[(1.0, 1.0), (2.0, 2.0)]] * 7
+    assert set(lines_by_guidance(first)) == {("fid", "FID, S = 10")}
 
 
 def test_the_repositorys_own_results_are_read(tmp_path):

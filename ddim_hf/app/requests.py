@@ -79,7 +79,7 @@ def compare(pipe: DDIMCustomPipeline, settings: Settings, limits: Limits) -> Ite
     taus = [tau for tau in TAUS if any(tau == each for each, _ in wanted)]
     for each in wanted.values():
         each.check(pipe, limits)
-    limits.check(settings.images, sum(steps for _, steps in wanted))
+    limits.check(settings.images, sum(steps for _, steps in wanted), settings.passes_a_step)
 
     def work(watched, show):
         made = {}
@@ -129,12 +129,11 @@ def encode(pipe: DDIMCustomPipeline, image: Image.Image, steps: int, limits: Lim
         if output is None:
             return [([image], "")] + [([None], "")] * 3
         decoded = output.images[0]
-        unsolved = f", but not solved: off by {output.residual:.2g}" if (output.residual or 0) > TOLERANCE else ""
         difference = (np.asarray(decoded, float) - np.asarray(image, float)) * 8 + 128
         return [
             ([image], ""),
             (states_to_images(output.latents, "pil"), ""),
-            ([decoded], f"error {output.mse.item():.2g}{unsolved}"),
+            ([decoded], f"error {output.mse.item():.2g}{_unsolved(output.residual)}"),
             ([Image.fromarray(difference.clip(0, 255).astype(np.uint8))], ""),
         ]
 
@@ -163,18 +162,19 @@ def interpolate(
 
     def work(watched, show):
         if not encoded:
-            return watched.interpolate(*ends, num_images=images, **schedule).images
+            return watched.interpolate(*ends, num_images=images, **schedule).images, None
         solver = dict(exact=True, max_iterations=limits.iterations, tolerance=TOLERANCE)
-        latents = watched.invert(list(ends), **schedule, **solver).latents
-        return watched.interpolate(*latents, num_images=images, clip_sample=False, **schedule).images
+        inverse = watched.invert(list(ends), **schedule, **solver)
+        made = watched.interpolate(*inverse.latents, num_images=images, clip_sample=False, **schedule).images
+        return made, inverse.residual
 
     def view(moment: Moment) -> View:
         return View(progress(f"{_count(moment.batches, 'pass')} · {moment.seconds:.1f} s"), "")
 
-    made, seconds = yield from watch(pipe, work, view)
+    (made, residual), seconds = yield from watch(pipe, work, view)
     captions = [f"{k / (images - 1):.0%} of the way" for k in range(images)]
     shown = strip("From one end to the other", [made], [captions], images // 2)
-    yield View(message(f"{images} images: {seconds:.1f} s"), shown)
+    yield View(message(f"{images} images: {seconds:.1f} s{_unsolved(residual)}"), shown)
 
 
 def look_into(pipe: DDIMCustomPipeline, settings: Settings, limits: Limits) -> Iterator[View]:
@@ -217,6 +217,11 @@ def images_of(pipe: DDIMCustomPipeline, settings: Settings, limits: Limits) -> l
 def _spread(steps: int) -> list[int]:
     """At most FRAMES of the steps, evenly, with the first and the last."""
     return sorted(set(np.linspace(0, steps - 1, min(steps, FRAMES)).round().astype(int).tolist()))
+
+
+def _unsolved(residual: float | None) -> str:
+    """What is to be said of images whose exact encoding has not converged."""
+    return "" if residual is None or residual <= TOLERANCE else f", but not solved: off by {residual:.2g}"
 
 
 def _count(number: int, thing: str) -> str:

@@ -65,15 +65,22 @@ class Settings:
         guided = {"guidance_scale": self.guidance} if self.guidance != 1 else {}
         return {"class_labels": self.label, **guided} if self.label else {}
 
+    @property
+    def passes_a_step(self) -> int:
+        """Of an image through the network: guidance takes two."""
+        return 2 if "guidance_scale" in self.condition else 1
+
     def check(self, pipe: DDIMCustomPipeline, limits: Limits):
         """Raise ValueError, in one line, for what the model or the page does not do."""
+        if self.guidance != 1 and not self.label:
+            raise ValueError(f"guidance is {self.guidance:g} without a class; allowed: 1, or with a class")
         pipe.check_sampling(self.images, eta=self.eta, num_inference_steps=self.steps, **self.condition)
         if self.tau == "calibrated" and "calibrated" not in taus_of(pipe, self.steps, self.eta, **self.condition):
             raise ValueError(
                 f"this model has no calibrated schedule for {self.steps} steps, eta {self.eta:g} and this class and "
                 "guidance; allowed: uniform, quadratic"
             )
-        limits.check(self.images, self.steps, 2 if "guidance_scale" in self.condition else 1)
+        limits.check(self.images, self.steps, self.passes_a_step)
 
     def pipeline(self, pipe: DDIMCustomPipeline) -> DDIMCustomPipeline:
         """The pipeline that samples by this tau: `pipe`, or a copy over the same network."""

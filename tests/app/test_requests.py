@@ -146,12 +146,20 @@ def test_a_class_and_its_guidance_are_sampled(tmp_path):
     assert not np.array_equal(pixels(files(other.pictures)), pixels(expected))
     with pytest.raises(ValueError, match="cow"):
         next(requests.sample(pipe, Settings(label="cow"), LIMITS))
+    with pytest.raises(ValueError, match="guidance is 2.5 without a class"):
+        next(requests.sample(pipe, Settings(guidance=2.5), LIMITS))
+    with pytest.raises(ValueError, match="170 steps are too many"):  # each in two passes of an image
+        next(requests.compare(pipe, Settings(images=15, label="dog", guidance=2.5), LIMITS))
 
 
 def test_encoding_that_does_not_converge_is_said(pipe):
     """An untrained network's steps have no fixed point that iteration finds, and the page says how far off it is."""
     pictures = last(requests.encode(pipe, Image.new("L", (8, 8), 90), 2, Limits(iterations=5))).pictures
     assert re.search(r"not solved: off by [\d.]+", pictures)
+    ends = [Image.new("L", (8, 8), grey) for grey in (90, 200)]
+    assert re.search(
+        r"not solved: off by [\d.]+", last(requests.interpolate(pipe, ends, 3, 2, Limits(iterations=5))).status
+    )
 
 
 @pytest.mark.parametrize("kind", ["seeds", "images"])

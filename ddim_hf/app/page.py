@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -247,8 +248,8 @@ class Page:
                 steps = self._steps()
 
         def request(pipe: DDIMCustomPipeline, named: str, sent: dict | None, steps: int):
-            image = read_upload(sent and sent["path"], pipe, self.limits)
-            for view in requests.encode(pipe, image, whole(steps), self.limits):
+            original = read_upload(_file(image, sent), pipe, self.limits)
+            for view in requests.encode(pipe, original, whole(steps), self.limits):
                 yield view.status, view.pictures
 
         self._answer(buttons, request, [image, steps], [status, pictures])
@@ -273,7 +274,8 @@ class Page:
         def request(pipe: DDIMCustomPipeline, named: str, kind: str, *values: Any):
             *ends, length, steps = values
             if kind == "images":
-                corners = [read_upload(sent and sent["path"], pipe, self.limits) for sent in ends[2:]]
+                files = [_file(image, sent) for image, sent in zip(images, ends[2:], strict=True)]
+                corners = [read_upload(file, pipe, self.limits) for file in files]
             else:
                 corners = [whole(seed) for seed in ends[:2]]
             for view in requests.interpolate(pipe, corners, whole(length), whole(steps), self.limits):
@@ -376,3 +378,15 @@ def _upload(label: str) -> gr.Image:
     """A file or a camera's picture."""
     sources = ["upload", "webcam", "clipboard"]
     return gr.Image(type="filepath", image_mode=None, sources=sources, label=label, height=220, min_width=120)
+
+
+def _file(component: gr.Image, sent: dict | None) -> str | None:
+    """Where the file lies that was sent through a component, if one was.
+
+    Gradio checks the paths of what is marked as an upload. The mark comes from the visitor, and without it a path is
+    any: so ValueError for one outside of the folder that uploads lie in.
+    """
+    path = sent and sent["path"]
+    if path and not Path(path).resolve().is_relative_to(Path(component.GRADIO_CACHE).resolve()):
+        raise ValueError("this is a path and no upload; allowed: a file that is sent")
+    return path

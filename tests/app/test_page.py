@@ -17,6 +17,7 @@ from conftest import HUB
 from hub_models import WRITER, one_line, published
 from huggingface_hub import HfApi, snapshot_download
 from page_pictures import files, pixels
+from PIL import Image
 from test_packaging import new_environment, required
 
 from ddim_hf.app.space import push_space, space_files
@@ -154,7 +155,7 @@ def ask(address: str, path: str, data: dict | None = None) -> str:
 
 def test_no_path_that_a_visitor_names_is_read(address, model, tmp_path):
     """Neither an upload's path, nor a file's address, nor a model's name brings anything of the server's disk."""
-    (tmp_path / "secret.png").write_bytes(b"")
+    Image.new("L", (8, 8), 77).save(tmp_path / "secret.png")
     with pytest.raises(urllib.error.HTTPError):
         ask(address, f"/gradio_api/file={tmp_path}/secret.png")
     config = json.loads(ask(address, "/config"))
@@ -167,6 +168,10 @@ def test_no_path_that_a_visitor_names_is_read(address, model, tmp_path):
     ask(address, "/gradio_api/queue/join", job)
     told = ask(address, "/gradio_api/queue/data?session_hash=visitor")
     assert '"success":false' in told and "process_generating" not in told
+    job = {"data": [None, {"path": upload["path"]}, 2], "fn_index": encode["id"], "session_hash": "unmarked"}
+    ask(address, "/gradio_api/queue/join", job)
+    told = ask(address, "/gradio_api/queue/data?session_hash=unmarked")
+    assert "this is a path and no upload" in told and "data:image" not in told
     assert not any(part["props"].get("label") == "Folder, or id on the Hub" for part in config["components"])
     state = [part["id"] for part in config["components"] if part["type"] == "state"]
     assert all(state[0] in one["inputs"][:1] for one in [encode])  # the model's name is the server's to keep

@@ -8,10 +8,14 @@ from ..reports.metrics import CELL, MEASURED
 
 
 def protocol(row: dict[str, Any]) -> dict[str, Any]:
-    """What makes two figures the same one: where a model or images lie does not, if their content is known."""
+    """What makes two figures the same one, as a file of them holds it (a tuple is a list there).
+
+    Where a model or images lie does not, if their content is known.
+    """
     known = row.get("weights_hash") or row.get("images_hash")
     left_out = (*MEASURED, "model") if known else MEASURED
-    return {key: value for key, value in row.items() if key not in left_out and value is not None}
+    kept = {key: value for key, value in row.items() if key not in left_out and value is not None}
+    return json.loads(json.dumps(kept))
 
 
 def differing(rows: list[dict[str, Any]]) -> list[dict[str, str]]:

@@ -48,6 +48,17 @@ def test_sigma_hat_at_another_eta_is_another_line():
     assert "| sigma_hat | 11.00 |" in text and "| sigma_hat, eta 0.5 | 10.50 |" in text
 
 
+def test_a_figure_within_an_interval_is_known_again(tmp_path):
+    """A figure with a guidance interval, which a cell holds as a tuple and JSON as a list, is found in the file and
+    replaced there."""
+    row = ROW | {"guidance_scale": 2.0, "guidance_interval": (100.0, 800.0)}
+    Results(tmp_path / "r.json").add(row | {"value": 1.0})
+    again = Results(tmp_path / "r.json")
+    assert again.has(row) and [found["value"] for found in again.asked()] == [1.0]
+    again.add(row | {"value": 2.0})
+    assert [found["value"] for found in again.rows] == [2.0]
+
+
 def test_a_line_by_guidance_is_of_one_protocol():
     """Figures by guidance that differ in anything but guidance are on two lines, whose labels say in what."""
     first = [ROW | {"guidance_scale": scale, "seed": 0, "value": scale} for scale in (1.0, 2.0)]

@@ -42,10 +42,10 @@ class DDIMPipelineOutput(ImagePipelineOutput):
 
     trajectory: list[torch.Tensor] | None = None
     pred_original_samples: list[torch.Tensor] | None = None
-
-    __repr__ = in_one_line
     timesteps: list[float] | None = None
     calibrated: bool = False
+
+    __repr__ = in_one_line
 
     def to_tuple(self) -> tuple:
         return tuple(self[key] for key in self.keys() if key != "calibrated")

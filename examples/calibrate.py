@@ -32,10 +32,10 @@ def main():
     if folder is None and not Path(model).is_dir():
         parser.error("a model on the Hub needs --output_dir")
     pipe = load_pipeline(model, revision=revision, fast=fast)
-    main = processes().is_main_process
-    pipe.set_progress_bar_config(disable=not main, desc="calibrating", unit="image", smoothing=0.05)
+    first = processes().is_main_process
+    pipe.set_progress_bar_config(disable=not first, desc="calibrating", unit="image", smoothing=0.05)
     certificates = pipe.calibrate(**settings, **classes)
-    if main:
+    if first:
         pipe.disable_fast_sampling()
         if folder is None or folder.resolve() == Path(model).resolve():
             pipe.save_scheduler(model)

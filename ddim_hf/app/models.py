@@ -2,7 +2,6 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 
 from ..generation import load_pipeline
 from ..pipeline_ddim_custom import DDIMCustomPipeline
@@ -20,8 +19,8 @@ class Models:
         OSError, ValueError: it cannot be loaded, or not sampled from.
     """
 
-    def __init__(self, own: str, allow_others: bool, kept: int, load: Callable = load_pipeline):
-        self.own, self.allow_others, self._kept, self._load = own, allow_others, kept, load
+    def __init__(self, own: str, allow_others: bool, kept: int):
+        self.own, self.allow_others, self._kept = own, allow_others, kept
         self._lock, self._loaded = threading.Lock(), OrderedDict()
         self._own = self._sampling(own)
 
@@ -39,6 +38,6 @@ class Models:
             return pipe
 
     def _sampling(self, name: str) -> DDIMCustomPipeline:
-        pipe = self._load(name)
+        pipe = load_pipeline(name)
         pipe.check_sampling()
         return pipe

@@ -248,7 +248,7 @@ class Page:
 
         def request(pipe: DDIMCustomPipeline, named: str, sent: dict | None, steps: int):
             original = read_upload(_file(image, sent), pipe, self.limits)
-            for view in requests.encode(pipe, original, whole(steps), self.limits):
+            for view in requests.encode(pipe, original, whole(steps, "steps"), self.limits):
                 yield view.status, view.pictures
 
         self._answer(buttons, request, [image, steps], [status, pictures])
@@ -276,8 +276,10 @@ class Page:
                 files = [_file(image, sent) for image, sent in zip(images, ends[2:], strict=True)]
                 corners = [read_upload(file, pipe, self.limits) for file in files]
             else:
-                corners = [whole(seed) for seed in ends[:2]]
-            for view in requests.interpolate(pipe, corners, whole(length), whole(steps), self.limits):
+                corners = [whole(seed, "seed") for seed in ends[:2]]
+            for view in requests.interpolate(
+                pipe, corners, whole(length, "images"), whole(steps, "steps"), self.limits
+            ):
                 yield view.status, view.pictures
 
         kind.change(choose, kind, [seeds, uploads], **AT_ONCE)

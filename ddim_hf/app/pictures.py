@@ -20,9 +20,9 @@ def png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def gif(frames: Sequence[Image.Image], seconds: float = 3.0) -> bytes:
-    """An animation of so many seconds, whose last frame stays for two more."""
-    file, each = io.BytesIO(), max(20, round(1000 * seconds / len(frames)))
+def gif(frames: Sequence[Image.Image]) -> bytes:
+    """An animation of three seconds, whose last frame stays for two more."""
+    file, each = io.BytesIO(), max(20, round(3000 / len(frames)))
     durations = [each] * (len(frames) - 1) + [2000]
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
     return file.getvalue()

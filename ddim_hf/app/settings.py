@@ -139,7 +139,7 @@ def _of_type(kind: type, name: str, value: Any) -> Any:
     return converted
 
 
-def whole(value: Any, name: str = "the number") -> int:
+def whole(value: Any, name: str) -> int:
     """A number from a control as an int; ValueError for another value."""
     return _of_type(int, name, value)
 

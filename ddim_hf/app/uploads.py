@@ -29,8 +29,9 @@ def read_upload(path: str | Path | None, pipe: DDIMCustomPipeline, limits: Limit
     raise ValueError(f"the image has {pixels / 1e6:.0f} megapixels; allowed: up to {limits.upload_megapixels}")
 
 
-def drawing(side: int = 256) -> Image.Image:
+def drawing() -> Image.Image:
     """An example to encode: a boat on the sea."""
+    side = 256
     rows = np.linspace(0, 1, side)[:, None, None]
     sky = (1 - rows) * [80, 140, 220] + rows * [235, 225, 200]
     image = Image.fromarray(np.broadcast_to(sky, (side, side, 3)).astype(np.uint8))

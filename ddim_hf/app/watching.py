@@ -11,6 +11,7 @@ from typing import Any
 
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 
+INTERVAL = 0.1  # seconds between two batches, or two things shown, that a visitor is told of
 # Requests take turns: two at once would only slow each other down, and hold the memory of both.
 network_thread = ThreadPoolExecutor(1, thread_name_prefix="network")
 
@@ -32,13 +33,12 @@ def watch(
     pipe: DDIMCustomPipeline,
     work: Callable[[DDIMCustomPipeline, Callable[[Any], None]], Any],
     view: Callable[[Moment], Any],
-    interval: float = 0.1,
 ) -> Iterator[Any]:
     """Run work(pipeline, show) in the network's thread; yield view(moment); return what it returns, and its seconds.
 
     `pipeline` is a copy of `pipe` over the same network; what is given to `show` is in the next moment, or superseded.
     Closing this generator stops the work before its next pass. Batches, and what is shown, come at most once in
-    `interval` seconds each.
+    INTERVAL seconds each.
     """
     news, stopped, began = SimpleQueue(), threading.Event(), time.perf_counter()
     watched = copy.copy(pipe)
@@ -53,14 +53,14 @@ def watch(
     watched._network = network  # every pass of every method goes through it
     done = network_thread.submit(work, watched, lambda shown: news.put(("shown", shown)))
     done.add_done_callback(lambda _: news.put(("end", None)))
-    moment, kind, last = Moment(), "", {"batch": -interval, "shown": -interval}
+    moment, kind, last = Moment(), "", {"batch": -INTERVAL, "shown": -INTERVAL}
     try:
         while kind != "end":
             kind, shown = news.get()
             moment.batches += kind == "batch"
             moment.latest = shown if kind == "shown" else moment.latest
             moment.seconds = time.perf_counter() - began
-            if kind != "end" and news.empty() and moment.seconds - last[kind] >= interval:
+            if kind != "end" and news.empty() and moment.seconds - last[kind] >= INTERVAL:
                 last[kind] = moment.seconds
                 yield view(moment)
         return done.result(), moment.seconds

@@ -145,15 +145,12 @@ def reference_statistics(
 
 
 def reference_features(
-    images: ImageSet | OriginalImages,
-    extractor: FeatureExtractor,
-    cache_dir: str | Path | None = None,
-    batch_size: int = BATCH,
+    images: ImageSet | OriginalImages, extractor: FeatureExtractor, cache_dir: str | Path | None = None
 ) -> np.ndarray:
     """Features of all images, float32 [N, D], kept as `reference_statistics` keeps its own (KID needs them)."""
 
     def compute(_: Path | None) -> dict[str, np.ndarray]:
-        batches = feature_batches(images, extractor, range(len(images)), batch_size)
+        batches = feature_batches(images, extractor, range(len(images)))
         return {"features": np.concatenate([features for _, features in batches])}
 
     return _kept("features", images, extractor, cache_dir, compute)["features"]

@@ -20,18 +20,20 @@ class Comparison:
         models: their names; the first is what the others are compared with.
         cells: what each cell is, in words.
         values: of each model, its distance in each cell.
+        apart: what cells are that some of the models alone have, such as schedules fitted for other steps.
     """
 
     models: list[str]
     cells: list[str]
     values: list[list[float]]
+    apart: Sequence[str] = ()
 
     def better(self, model: int) -> bool:
         """Whether a model is nearer to the reference than the first in every cell."""
         return all(ours < first for ours, first in zip(self.values[model], self.values[0], strict=True))
 
     def __str__(self) -> str:
-        """A Markdown table, and below it for each other model whether it is nearer in every cell."""
+        """A Markdown table; below it for each other model whether it is nearer in every cell, and what stands apart."""
         rows = []
         for cell, *values in zip(self.cells, *self.values, strict=True):
             rows.append([cell, *map(shown, values), *(f"{value - values[0]:+.3g}" for value in values[1:])])
@@ -40,6 +42,7 @@ class Comparison:
             f"{name} is nearer than {self.models[0]} in {'every cell' if self.better(number) else 'not every cell'}"
             for number, name in enumerate(self.models[1:], start=1)
         ]
+        said += [f"not compared, as not all have it: {cell}" for cell in self.apart]
         return table(head, rows) + "\n" + "\n".join(said)
 
 
@@ -60,7 +63,9 @@ def compare(question: Question, models: Sequence[str], names: Sequence[str] | No
     if not cells:
         raise ValueError(f"{', '.join(models)} have no distance in common; allowed: with the same cells")
     values = [[one[cell] for cell in cells] for one in measured]
-    return Comparison(list(names or models), [_in_words(dict(cell)) for cell in cells], values)
+    apart = [cell for cell in dict.fromkeys(cell for one in measured for cell in one) if cell not in cells]
+    shared, others = ([_in_words(dict(cell)) for cell in some] for some in (cells, apart))
+    return Comparison(list(names or models), shared, values, others)
 
 
 def _distances(question: Question) -> dict[tuple, float]:

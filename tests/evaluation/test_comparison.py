@@ -9,7 +9,9 @@ from conftest import tiny_unet
 from training_runs import ROOT
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
+from ddim_hf.calibration import describe_sampler
 from ddim_hf.evaluation import Comparison, Question, compare
+from ddim_hf.generation import load_pipeline
 
 
 def test_models_are_compared_cell_by_cell(files, folders, tmp_path, monkeypatch, capsys):
@@ -55,6 +57,22 @@ def test_better_is_in_every_cell():
     comparison = Comparison(["old", "new", "mixed"], ["a", "b"], [[2.0, 3.0], [1.0, 2.5], [1.0, 3.0]])
     assert comparison.better(1) and not comparison.better(2)
     assert "new is nearer than old in every cell\nmixed is nearer than old in not every cell" in str(comparison)
+
+
+def test_cells_that_one_model_alone_has_are_told(files, tmp_path):
+    """A schedule that one of the models has alone is no cell of the comparison, which says so."""
+    for name, fitted in (("more", (2, 3)), ("less", (2,))):
+        pipe = load_pipeline(files / "tiny")
+        schedules = {str(s): {"timesteps": [900, 400, 50][-s:], "weights": [[1, 0, 0]] * s} for s in fitted}
+        record = {"weights_hash": pipe._weights_hash(), "sampler": describe_sampler(pipe.scheduler.config)}
+        pipe.scheduler.change_config(calibrated_schedules=record | {"schedules": schedules})
+        pipe.save_pretrained(tmp_path / name)
+    question = Question("", "digits", tmp_path / "r.json", num_images=4, num_inference_steps=[2, 3], calibrated=True)
+    question.feature_extractor, question.cache_dir = str(files / "features.pt"), tmp_path
+    comparison = compare(question, [str(tmp_path / name) for name in ("more", "less")])
+    assert len(comparison.cells) == 3 and len(comparison.apart) == 1
+    (said,) = [line for line in str(comparison).splitlines() if line.startswith("not compared, as not all have it: ")]
+    assert "by ddim_hf calibrated" in said and "S 3" in said
 
 
 def test_models_without_a_common_cell_are_refused(files, folders, tmp_path):

@@ -33,7 +33,7 @@ class Comparison:
         return all(ours < first for ours, first in zip(self.values[model], self.values[0], strict=True))
 
     def __str__(self) -> str:
-        """A Markdown table; below it for each other model whether it is nearer in every cell, and what stands apart."""
+        """A Markdown table; below it for each other model whether it is nearer in every cell, and what is apart."""
         rows = []
         for cell, *values in zip(self.cells, *self.values, strict=True):
             rows.append([cell, *map(shown, values), *(f"{value - values[0]:+.3g}" for value in values[1:])])

@@ -696,8 +696,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
 
         Returns:
             By S, the root mean square difference from the teacher's images, contrast and band energies of the second
-            half's images for "calibrated S", "plain S", "plain 2S", "plain 5S" and "teacher" steps, as in `figures` of
-            `ddim_hf.calibration.certificate`.
+            half's images for "calibrated S", "plain S", "plain 2S", "plain 5S" (where these are fewer than the
+            teacher's) and "teacher" steps, as in `figures` of `ddim_hf.calibration.certificate`.
 
         Raises:
             ValueError: a number outside what is listed, or another class of scheduler.

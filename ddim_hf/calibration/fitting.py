@@ -27,6 +27,7 @@ from .paths import choose_paths, one_step_errors
 
 GAMMAS = (1.0, 1.15, 1.3)
 RIDGE = 1e-3
+MAX_ITERATIONS = 10  # of Gauss and Newton's
 
 Network = Callable[[torch.Tensor, torch.Tensor, range], torch.Tensor]
 
@@ -65,7 +66,8 @@ def fit_schedules(
 
     Returns:
         The certificate holds `figures` on the second half of the noises for "calibrated", "plain" in S, 2 S and 5 S
-        steps (not in more than the teacher's) and the "teacher". It may say that the schedule is worse than plain.
+        steps (where these are fewer than the teacher's) and the "teacher". It may say that the schedule is worse than
+        plain.
     """
     scheduler = copy.deepcopy(scheduler)
     blocks = list(own_blocks(draw, num_images, max_batch_size))
@@ -83,8 +85,9 @@ def fit_schedules(
     measured = {teacher_steps: figures([block.images for block in held_out], held_out)}
     results = {}
     for steps in num_inference_steps:
-        for count in (steps, 2 * steps, 5 * steps):
-            if count < teacher_steps and count not in measured:
+        counts = [count for count in (steps, 2 * steps, 5 * steps) if count < teacher_steps]
+        for count in counts:
+            if count not in measured:
                 scheduler.set_timesteps(count)
                 measured[count] = figures([_plain(network, scheduler, block, bar) for block in held_out], held_out)
         candidates = []
@@ -92,7 +95,7 @@ def fit_schedules(
             schedule, images = fit_weights(network, scheduler, teacher_timesteps, path, fitted, held_out, bar)
             candidates.append((schedule, figures(images, held_out)))
         schedule, found = min(candidates, key=lambda candidate: error(candidate[1], measured[teacher_steps]))
-        plain = {f"plain {count}": measured[count] for count in (steps, 2 * steps, 5 * steps) if count in measured}
+        plain = {f"plain {count}": measured[count] for count in counts}
         teacher = {f"teacher {teacher_steps}": measured[teacher_steps]}
         results[steps] = schedule, {f"calibrated {steps}": found, **plain, **teacher}
     bar.total = bar.n  # paths that coincide were walked once
@@ -193,9 +196,7 @@ def fit_weights(
     return Schedule(tau, weights), [states[block] for block in held_out]
 
 
-def gauss_newton(
-    residuals: Callable[[np.ndarray], dict[int, np.ndarray]], start: Sequence[float], max_iterations: int = 10
-) -> np.ndarray:
+def gauss_newton(residuals: Callable[[np.ndarray], dict[int, np.ndarray]], start: Sequence[float]) -> np.ndarray:
     """Return weights w near `start` that make the mean square of residuals(w) small.
 
     The predictions are so much alike that many w do equally well; the ridge, RIDGE times the residuals' mean squared
@@ -223,7 +224,7 @@ def gauss_newton(
     ridge, loss = RIDGE * np.trace(slopes) / len(w), square
     if ridge == 0:  # all is clipped, or the predictions are 0
         return start
-    for _ in range(max_iterations):
+    for _ in range(MAX_ITERATIONS):
         # (J^T J + ridge) step = -(J^T r + ridge (w - start))
         step = np.linalg.solve(slopes + ridge * np.eye(len(w)), -(gradient + ridge * (w - start)))
         tried = w + step

@@ -11,7 +11,7 @@ from calibration_data import S_DATA, draw, gaussian, mixture, rms, sample, sampl
 from ddim_hf import DDIMSchedulerCustom
 from ddim_hf.calibration import Schedule, blocks, fit_schedules, fitting
 from ddim_hf.calibration.blocks import Block
-from ddim_hf.calibration.certificate import error
+from ddim_hf.calibration.certificate import error, table
 from ddim_hf.calibration.fitting import gauss_newton
 from ddim_hf.calibration.paths import choose_paths, one_step_errors
 
@@ -73,6 +73,17 @@ def test_the_certificate_is_what_the_schedule_does():
         spread = pixels - pixels.mean((2, 3), keepdim=True)
         assert certificate[name]["std"] == pytest.approx(rms(spread), abs=2e-5)
         assert sum(certificate[name]["bands"]) == pytest.approx(rms(spread) ** 2, rel=1e-3)
+
+
+def test_the_teacher_is_not_among_the_plain_steps():
+    """Plain steps as many as the teacher's are left out of the certificate, and their cell of the table is empty."""
+    scheduler = DDIMSchedulerCustom()
+    fitted = fit_schedules(mixture(scheduler), scheduler, draw, [4], num_images=4, teacher_steps=20)
+    certificates = {steps: certificate for steps, (_, certificate) in fitted.items()}
+    assert list(certificates[4]) == ["calibrated 4", "plain 4", "plain 8", "teacher 20"]
+    _, head, row = table(certificates).splitlines()[:3]
+    cells = {name: row[: head.index(name) + len(name)][-len(name) :].strip() for name in ("plain 2 S", "plain 5 S")}
+    assert cells == {"plain 2 S": f"{certificates[4]['plain 8']['rms']:.4f}", "plain 5 S": ""}
 
 
 def test_blur_is_no_nearness():

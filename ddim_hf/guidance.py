@@ -76,7 +76,9 @@ def class_ids(class_labels: Any, count: int, id2label: dict[int, str]) -> torch.
 
 
 def listed(class_labels: Any) -> list | None:
-    """The entries of class_labels; None where it is one label for all images."""
+    """The entries of class_labels; None where it is one label for all images. ValueError for a set."""
+    if isinstance(class_labels, set | frozenset):
+        raise ValueError(f"class_labels is {class_labels!r}, a set, which has no order; allowed: a list")
     if hasattr(class_labels, "tolist"):
         class_labels = class_labels.tolist()
     several = isinstance(class_labels, Collection) and not isinstance(class_labels, str | bytes)

@@ -93,6 +93,18 @@ def test_other_numbers_of_labels_raise(pipe):
         crane.class_ids("crane", 1)
 
 
+@pytest.mark.parametrize("labels", [{"cat", "dog"}, frozenset([0, 1])])
+def test_a_set_of_labels_is_refused(pipe, labels):
+    """Labels without an order would fall to any of the images: a set is one line, in sampling too."""
+    for call in (
+        lambda: pipe.class_ids(labels, 2),
+        lambda: pipe(class_labels=labels),
+        lambda: pipe.labels_in_turn(labels),
+    ):
+        with pytest.raises(ValueError, match="class_labels is .*, a set, which has no order; allowed: a list"):
+            call()
+
+
 def test_many_images_take_labels_in_turn(pipe):
     """labels_in_turn gives image k the k-th label modulo their count; "all" is every class but the null class."""
     assert pipe.labels_in_turn("all") == [0, 1, 2]

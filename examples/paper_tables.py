@@ -135,7 +135,14 @@ def name(row: dict[str, Any]) -> str:
 def beside_the_paper(
     first: dict[tuple[str, int], float], second: dict[tuple[str, int], float], errors: dict[int, float]
 ) -> str:
-    """Both tables as Markdown.
+    """Both tables as Markdown, or the one that has cells of these S."""
+    text = f"Beside {PAPER['source']}\n"
+    text += "\n" + table_1(first, second) if first else ""
+    return text + ("\n" + table_2(errors) if errors else "")
+
+
+def table_1(first: dict[tuple[str, int], float], second: dict[tuple[str, int], float]) -> str:
+    """The distances.
 
     A distance is within chance of the paper's if they differ by at most twice the standard deviation of the difference
     of two such figures. That is estimated from the two seeds of all cells, relative to the figure.
@@ -147,24 +154,28 @@ def beside_the_paper(
             chance = 2 * math.sqrt(2) * spread * first[key]
             figures = [shown(paper), shown(first[key]), shown(second[key]), f"{first[key] - paper:+.3g}"]
             rows.append([key[0], steps, *figures, yes_or_no(abs(first[key] - paper) <= chance)])
-    text = f"Beside {PAPER['source']}\n\n**Table 1**: the distance, quadratic tau\n\n"
-    text += table(["", "S", "paper", "measured", "from other seeds", "difference", "within chance"], rows)
-    text += f"\nChance: one figure has a standard deviation of {spread:.2%}, by two seeds of each cell.\n"
+    head = ["", "S", "paper", "measured", "from other seeds", "difference", "within chance"]
+    chance = f"Chance: one figure has a standard deviation of {spread:.2%}, by two seeds of each cell.\n"
+    return f"**Table 1**: the distance, quadratic tau\n\n{table(head, rows)}\n{chance}"
 
+
+def table_2(errors: dict[int, float]) -> str:
+    """The errors, in which nothing is drawn."""
     rows = []
     for steps, paper in ERRORS.items():
         rounding = 0.5 * 10.0 ** -len(f"{paper}".partition(".")[2])
         figures = [f"{paper}", f"{errors[steps]:.2g}", f"{errors[steps] - paper:+.2g}"]
         rows.append([f"{steps}", *figures, yes_or_no(abs(errors[steps] - paper) <= rounding)])
-    text += "\n**Table 2**: error per dimension of encoding and decoding, in which nothing is drawn\n\n"
-    return text + table(["S", "paper", "measured", "difference", "within the paper's rounding"], rows)
+    head = ["S", "paper", "measured", "difference", "within the paper's rounding"]
+    title = "**Table 2**: error per dimension of encoding and decoding, in which nothing is drawn"
+    return f"{title}\n\n{table(head, rows)}"
 
 
 def relative_spread(first: dict[tuple[str, int], float], second: dict[tuple[str, int], float]) -> float:
     """The standard deviation of a figure relative to it, from pairs."""
     # Of a pair the variance is (a - b)^2 / 2.
     variances = [((first[key] - second[key]) / ((first[key] + second[key]) / 2)) ** 2 / 2 for key in first]
-    return math.sqrt(sum(variances) / len(variances)) if variances else math.nan
+    return math.sqrt(sum(variances) / len(variances))
 
 
 def yes_or_no(holds: bool) -> str:

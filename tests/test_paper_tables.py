@@ -94,6 +94,14 @@ def test_a_dry_run_counts_passes(words, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_table_without_cells_is_left_out():
+    """S = 200, which table 2 alone has, gives table 2 alone."""
+    script = runpy.run_path(str(SCRIPT))
+    script["keep_steps"]([200])
+    text = script["beside_the_paper"]({}, {}, {200: 0.0005})
+    assert "nan" not in text and "Table 1" not in text and "| 200 | 0.0004 | 0.0005 | +0.0001 | no |" in text
+
+
 def test_other_steps_are_refused(words, monkeypatch, capsys):
     """A column that the paper does not have is one line."""
     with pytest.raises(SystemExit) as end:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import DATA_FLAGS, add_data_flags, run
+from ddim_hf.evaluation import Question
 from ddim_hf.evaluation.features import load_feature_extractor
 from ddim_hf.evaluation.rows import protocol
 from ddim_hf.evaluation.tables import tables
@@ -138,15 +139,17 @@ def measure(args: argparse.Namespace, cells: dict[str, object], num_images: int,
     words = [word for name, value in cells.items() for word in (f"--{name}", value)]
     reference = ["--reference", args.dataset_name, *given(args, *DATA_FLAGS, *FEATURES)]
     output = ["--output", args.output_dir / "results.json", *(["--fast"] if args.fast else [])]
-    if fitted and has_schedule(args.output_dir, str(cells["num_inference_steps"])):
+    if fitted and has_schedule(args.output_dir, cells):
         words.append("--calibrated")
     call("evaluate.py", args.output_dir, *reference, *output, *words, "--num_images", num_images, *more)
 
 
-def has_schedule(folder: Path, steps: str) -> bool:
-    """Whether a model has a fitted schedule for any of these S."""
-    pipe = DDIMCustomPipeline.from_pretrained(folder)
-    return any(pipe.calibrated_schedule(int(count), eta=0) is not None for count in steps.split(","))
+def has_schedule(folder: Path, cells: dict[str, object]) -> bool:
+    """Whether a model has a fitted schedule for any of these cells, so that evaluate.py takes --calibrated."""
+    kinds = {"num_inference_steps": int, "eta": float, "tau": str, "variance": str}
+    asked = {name: [kind(part) for part in str(cells[name]).split(",")] for name, kind in kinds.items()}
+    question, pipe = Question(str(folder), "", "", **asked), DDIMCustomPipeline.from_pretrained(folder)
+    return any(question.schedule(pipe, cell) is not None for cell in question.cells(pipe))
 
 
 def show(args: argparse.Namespace):

@@ -19,7 +19,9 @@ from PIL import Image
 from training_runs import ROOT, save_features, save_tiny_model
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, image_grid
+from ddim_hf.calibration import describe_sampler
 from ddim_hf.data import load_images
+from ddim_hf.unet import weights_hash
 
 EXAMPLES = ROOT / "examples"
 
@@ -264,6 +266,34 @@ def test_scripts_read_data_as_training_does(monkeypatch, tmp_path, model):
     assert run(monkeypatch, "reconstruct.py", model, tmp_path / "back", *words, *options) == 0
     shown = picture(tmp_path / "back/reconstruct.png").convert("L")
     assert shown.getpixel((shown.width - 2 * 52 + 26, 26)) == 255  # the mask's first
+
+
+@pytest.mark.parametrize(
+    "classes, changes, there",
+    [
+        (None, {}, True),
+        (None, {"num_inference_steps": "3"}, False),
+        (None, {"eta": "0.2,1"}, False),
+        (None, {"tau": "quad"}, False),
+        ([2], {}, False),  # the null class
+        ([0, 1], {}, True),
+    ],
+)
+def test_reproduce_measures_the_schedules_that_evaluate_takes(tmp_path, model, classes, changes, there):
+    """--calibrated is handed on where evaluate.py finds a schedule for these cells, of all classes, and only there."""
+    source = model if classes is None else save_tiny_model(tmp_path / "classes", names="ab")
+    pipe = DDIMCustomPipeline.from_pretrained(source)
+    schedule = {"timesteps": [500, 0], "weights": [[1.0, 0.0, 0.0]] * 2} | ({"classes": classes} if classes else {})
+    record = {"weights_hash": weights_hash(pipe.unet), "sampler": describe_sampler(pipe.scheduler.config)}
+    pipe.scheduler.change_config(calibrated_schedules=record | {"schedules": {"2": schedule}})
+    pipe.save_pretrained(tmp_path / "fitted")
+    cells = {
+        "num_inference_steps": "2,3",
+        "eta": "0,1",
+        "tau": "uniform,quad",
+        "variance": "sigma,sigma_hat",
+    } | changes
+    assert runpy.run_path(str(EXAMPLES / "reproduce.py"))["has_schedule"](tmp_path / "fitted", cells) is there
 
 
 @pytest.mark.slow

@@ -166,9 +166,9 @@ class Question:
             etas = self.eta if variance == "sigma" else (1.0,)
             for eta, guidance, steps in itertools.product(etas, self._guidance(pipe), self.num_inference_steps):
                 names = ["ddim_hf"]
-                if self.calibrated and tau == pipe.scheduler.config.skip_type:
-                    plain = Cell(tau, variance, float(eta), steps, CALIBRATED, *guidance)
-                    names += [CALIBRATED] * (self.schedule(pipe, plain) is not None)
+                fitted = Cell(tau, variance, float(eta), steps, CALIBRATED, *guidance)
+                if self.calibrated and self.schedule(pipe, fitted) is not None:
+                    names.append(CALIBRATED)
                 if (tau, variance) == ("uniform", "sigma"):
                     names += [name for name in self.also if name == "stock" or eta == 0]
                 cells += [Cell(tau, variance, float(eta), steps, name, *guidance) for name in names]
@@ -196,6 +196,8 @@ class Question:
 
     @staticmethod
     def schedule(pipe: DDIMCustomPipeline, cell: Cell) -> dict[str, Any] | None:
-        """The fitted schedule that a cell samples by, if there is one."""
+        """The fitted schedule that a cell samples by, if there is one: by the model's own tau, for all classes."""
+        if cell.tau != pipe.scheduler.config.skip_type:
+            return None
         labels = {"class_labels": list(pipe.id2label), **cell.guidance} if pipe.id2label else {}
         return pipe.calibrated_schedule(cell.num_inference_steps, eta=cell.eta, **labels)

@@ -1,5 +1,6 @@
 """The page as a Space of the Hub: a README, requirements, three lines of Python, and this package's own files."""
 
+import warnings
 from importlib.metadata import requires, version
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def push_space(
 
     Args:
         repo_id: `"name"` or `"user/name"` of the Space; made where it does not exist.
-        model: its id on the Hub, which the Space loads as anyone may.
+        model: its id on the Hub. The Space loads it as anyone may, or with a token that is its secret HF_TOKEN: a
+            model that is private or gated is pushed with a warning that it needs that.
         package: a requirement that brings ddim_hf, such as `"ddim_hf @ git+https://host/org/ddim_hf"`; by default the
             files of the installed package go up with the page.
         private: who may see a Space that this call makes.
@@ -53,7 +55,14 @@ def push_space(
         raise ValueError(f"{model} is a folder; allowed: a model on the Hub, where examples/push_to_hub.py pushes it")
     api = HfApi(token=token)
     with one_clear_line(model, None):
-        retry(api.model_info, model)
+        found = retry(api.model_info, model)
+    if found.private or found.gated:
+        kind = "private" if found.private else "gated"
+        warnings.warn(
+            f"{model} is {kind}, and the Space cannot load it by itself: make the model public, or set the secret "
+            "HF_TOKEN, a token that may read it, in the Space's settings",
+            stacklevel=2,
+        )
     with one_clear_line(repo_id, None, push=True):
         url = retry(api.create_repo, repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
         repo_id = url.repo_id

@@ -90,6 +90,18 @@ def test_a_second_push_replaces_what_is_no_longer_there(space, tmp_path):
     assert HfApi().space_info("org/page").id == "org/page"
 
 
+def test_a_model_that_not_all_may_read_is_said(space, model, recwarn):
+    """A private model is pushed with one line on the secret that the Space needs; a public one without a word."""
+    push_space("org/page", "org/model", token=WRITER)
+    assert not recwarn.list
+    HUB.add_repo("org/hidden", published(model), private=True)
+    with pytest.warns(
+        UserWarning, match="org/hidden is private, .* make the model public, or set the secret HF_TOKEN"
+    ):
+        push_space("org/page", "org/hidden", token=WRITER)
+    push_space("org/page", "org/model", token=WRITER)
+
+
 def test_a_space_may_take_the_package_from_elsewhere():
     """With `package` the requirement stands in requirements.txt, and no file of ddim_hf goes up."""
     made = space_files("org/page", "org/model", "ddim_hf @ git+https://host.example/ddim_hf")

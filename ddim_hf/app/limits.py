@@ -9,7 +9,8 @@ class Limits:
 
     Args:
         images: of a request.
-        passes: of images through the network in a request: images times steps, and in exact encoding times iterations.
+        passes: of an image through the network in a request: two in a step with guidance, up to `iterations` in a step
+            of exact encoding.
         at_once: images through the network at once; a request stops between two of these.
         iterations: of a step of exact encoding.
         waiting: requests that wait for their turn; the next one is told to come back.
@@ -29,13 +30,18 @@ class Limits:
     models: int = 2
     visitors: int = 50
 
-    def check(self, images: int, steps: int, iterations: int = 1):
-        """Raise ValueError for a request of more images, or passes, than are allowed."""
+    def check(self, images: int, steps: int, passes: int):
+        """Raise ValueError for more images, or more passes, so many in each of the steps, than are allowed."""
         if images > self.images:
             raise ValueError(f"{images} images; allowed: up to {self.images}")
-        if images * steps * iterations > self.passes:
-            most = self.passes // (images * iterations)
-            raise ValueError(f"{steps} steps are too many for this; allowed: up to {most} steps")
+        if steps * passes > self.passes:
+            raise ValueError(f"{steps} steps are too many for this; allowed: up to {self.passes // passes} steps")
+
+    def check_images(self, images: int, passes: int):
+        """Raise ValueError for more images, of so many passes each, than are allowed: where steps cannot be chosen."""
+        most = min(self.images, self.passes // passes)
+        if images > most:
+            raise ValueError(f"{images} images are too many for this; allowed: up to {most}")
 
     def in_words(self) -> str:
         """One line for visitors."""

@@ -69,8 +69,6 @@ class Page:
         """A component whose properties `follow(pipeline, settings)` change with the model, and by a link."""
         pipe = self.models.get()
         component = kind(**follow(pipe, default_settings(pipe)), **fixed)
-        # Gradio would judge a value by the model before; `Settings` does by this one.
-        component.preprocess = lambda value: value
         self.following.append((component, follow))
         return component
 

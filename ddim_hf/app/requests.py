@@ -77,9 +77,9 @@ def compare(pipe: DDIMCustomPipeline, settings: Settings, limits: Limits) -> Ite
         for tau in taus_of(pipe, steps, **settings.condition)
     }
     taus = [tau for tau in TAUS if any(tau == each for each, _ in wanted)]
+    limits.check_images(settings.images, sum(steps for _, steps in wanted) * settings.passes_a_step)
     for each in wanted.values():
         each.check(pipe, limits)
-    limits.check(settings.images, sum(steps for _, steps in wanted), settings.passes_a_step)
 
     def work(watched, show):
         made = {}
@@ -115,7 +115,7 @@ def compare(pipe: DDIMCustomPipeline, settings: Settings, limits: Limits) -> Ite
 
 def encode(pipe: DDIMCustomPipeline, image: Image.Image, steps: int, limits: Limits) -> Iterator[View]:
     """An image's latents (section 4.3) and its reconstruction from them, plain and exact, with their errors."""
-    limits.check(1, steps, limits.iterations)
+    limits.check(1, steps, limits.iterations + 3)  # exact encoding; plain, and both decoded
     settings = dict(num_inference_steps=steps, max_iterations=limits.iterations, tolerance=TOLERANCE)
 
     def work(watched, show):
@@ -155,9 +155,7 @@ def interpolate(
 ) -> Iterator[View]:
     """The great circle between the latents of two seeds or two images (section 5.3 and eq. 67)."""
     encoded = isinstance(ends[0], Image.Image)
-    limits.check(images, steps)
-    if encoded:
-        limits.check(2, steps, limits.iterations)
+    limits.check(images, steps, images + (2 * limits.iterations if encoded else 0))
     schedule = dict(num_inference_steps=steps, max_batch_size=limits.at_once)
 
     def work(watched, show):

@@ -12,27 +12,18 @@ FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "san
 MONOSPACE = ["ui-monospace", "Menlo", "DejaVu Sans Mono", "monospace"]
 
 
-def serve(
-    model: str,
-    *,
-    allow_models: bool = False,
-    port: int | None = None,
-    limits: Limits | None = None,
-    wait: bool = True,
-) -> gr.Blocks:
+def serve(model: str, *, allow_models: bool = False, port: int | None = None):
     """Open the page of a model, print its address, and serve it until Ctrl-C.
 
     Args:
         model: a folder or an id on the Hub.
         allow_models: let visitors name others, folders of this machine among them.
         port: the first free one from 7860 if None.
-        limits: of a request.
-        wait: False returns the page while it is served; its `local_url` is the address, `close` ends it.
 
     The address is that of this machine alone, 127.0.0.1, unless GRADIO_SERVER_NAME says otherwise, as it does in a
     Space. Raises OSError for a port that is taken, and as `build_page` does.
     """
-    limits = limits or Limits()
+    limits = Limits()
     blocks = build_page(model, allow_models=allow_models, limits=limits)
     blocks.launch(
         server_port=port,
@@ -46,6 +37,4 @@ def serve(
         head=f"<style>{(HERE / 'page.css').read_text()}</style><script>{(HERE / 'page.js').read_text()}</script>",
     )
     print(f"{model} is shown at {blocks.local_url} (Ctrl-C ends it)", flush=True)
-    if wait:
-        blocks.block_thread()
-    return blocks
+    blocks.block_thread()

@@ -80,7 +80,7 @@ class Settings:
                 f"this model has no calibrated schedule for {self.steps} steps, eta {self.eta:g} and this class and "
                 "guidance; allowed: uniform, quadratic"
             )
-        limits.check(self.images, self.steps, self.passes_a_step)
+        limits.check(self.images, self.steps, self.images * self.passes_a_step)
 
     def pipeline(self, pipe: DDIMCustomPipeline) -> DDIMCustomPipeline:
         """The pipeline that samples by this tau: `pipe`, or a copy over the same network."""

@@ -148,7 +148,7 @@ def test_a_class_and_its_guidance_are_sampled(tmp_path):
         next(requests.sample(pipe, Settings(label="cow"), LIMITS))
     with pytest.raises(ValueError, match="guidance is 2.5 without a class"):
         next(requests.sample(pipe, Settings(guidance=2.5), LIMITS))
-    with pytest.raises(ValueError, match="170 steps are too many"):  # each in two passes of an image
+    with pytest.raises(ValueError, match="15 images are too many for this; allowed: up to 9"):  # 170 steps of 2 passes
         next(requests.compare(pipe, Settings(images=15, label="dog", guidance=2.5), LIMITS))
 
 
@@ -213,13 +213,15 @@ def test_requests_at_once_do_not_see_each_other(slow):
 
 
 def test_a_request_beyond_the_limits_is_refused_before_any_pass(slow):
-    """Too many steps, images or iterations raise at once."""
+    """Too many steps, images or iterations raise at once; passes of one request are summed."""
     pipe, passes = slow
+    uploads = [Image.new("L", (8, 8))] * 2
     for request in (
         requests.sample(pipe, Settings(images=64, steps=51), LIMITS),
         requests.compare(pipe, Settings(images=40), LIMITS),
-        requests.encode(pipe, Image.new("L", (8, 8)), 65, LIMITS),
+        requests.encode(pipe, uploads[0], 61, LIMITS),
         requests.interpolate(pipe, [0, 1], 65, 2, LIMITS),
+        requests.interpolate(pipe, uploads, 32, 25, LIMITS),
         requests.look_into(pipe, Settings(steps=1001), LIMITS),
     ):
         with pytest.raises(ValueError) as caught:

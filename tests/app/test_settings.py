@@ -134,6 +134,6 @@ def test_limits_are_shown():
     """The line under the page has the numbers that requests are held to."""
     limits = Limits(images=7, passes=21, upload_megabytes=3)
     assert all(number in limits.in_words() for number in ("7", "21", "3"))
-    limits.check(images=7, steps=3)
-    with pytest.raises(ValueError, match="up to 1 steps"):
-        limits.check(images=7, steps=3, iterations=2)
+    limits.check(images=7, steps=3, passes=7)
+    with pytest.raises(ValueError, match="3 steps are too many for this; allowed: up to 1 steps"):
+        limits.check(images=7, steps=3, passes=14)

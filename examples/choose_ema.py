@@ -32,9 +32,12 @@ def main():
     lengths = [parse_profile(text) for text in lengths.split(",") if text]
     settings |= {"num_inference_steps": [int(part) for part in steps.split(",")]}
     question = Question(str(folder), output=folder / "averages.json", **settings)
-    comparison, best = choose_average(folder, question, lengths, output_dir)
+    comparison, best, errors = choose_average(folder, question, lengths, output_dir)
     if processes().is_main_process:
         print(comparison)
+        for name, error in errors.items():
+            if error > 0:
+                print(f"{name} was not kept: the profile of the combination that stands for it is off by {error:.2%}")
         print(f"the best, {comparison.models[best]}, lies in {output_dir}")
 
 

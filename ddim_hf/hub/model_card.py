@@ -121,8 +121,9 @@ CITATION = """```bibtex
 def write_model_card(folder: str | Path, *, repo_id: str | None = None, license: str | None = None) -> Path:
     """Write `README.md` in `folder`, from what the run recorded there, and return its path.
 
-    Read are `unet/`, `scheduler/`, and where there `config.json` (the training configuration), `results.json` (the
-    measurements) and `samples.png`. Of a README that is there already, only our own marked part is rewritten.
+    Read are `unet/`, `scheduler/`, and where there `config.json` (the training configuration), `choice.json` (which of
+    its averages this is), `results.json` (the measurements) and `samples.png`. Of a README that is there already, only
+    our own marked part is rewritten.
     """
     path = Path(folder) / "README.md"
     path.write_bytes(model_card(folder, repo_id=repo_id, license=license).encode())
@@ -254,7 +255,7 @@ def _body(folder: Path, repo_id: str | None, config: dict, scheduler: dict, rows
         "## Results": _results(rows),
         "## Network": _network(folder, unet),
         "## Noise schedule": _settings({key: scheduler[key] for key in SCHEDULE if key in scheduler}),
-        "## Training": _training(config),
+        "## Training": _training(config, _recorded(folder / "choice.json")),
         "## Limits": _limits(unet, names, rows),
         "## How to reproduce": _reproduce(config),
         "## Citation": CITATION,
@@ -357,12 +358,26 @@ def _network(folder: Path, unet: dict) -> str:
     return f"`{kind}`, {counted:,} parameters, {size / 1e6:,.1f} MB as safetensors.\n\n{settings}"
 
 
-def _training(config: dict) -> str:
+def _training(config: dict, choice: dict) -> str:
     machine, count = config.get("machine"), config.get("num_processes") or 1
     where = f"On {machine}{f', {count} processes' if count > 1 else ''}.\n\n" if machine else ""
     hidden = {"started_from"} | ({"network"} if config.get("network") == config.get("recipe") else set())
     settings = {key: value for key, value in config.items() if value is not False and not HIDDEN.search(key)}
-    return where + _before(config) + _settings({key: value for key, value in settings.items() if key not in hidden})
+    shown = _settings({key: value for key, value in settings.items() if key not in hidden})
+    return where + _before(config) + _average(config, choice) + shown
+
+
+def _average(config: dict, choice: dict) -> str:
+    """Which of a run's averages the weights are, where there were several."""
+    if choice:
+        among, off = len(choice["distances"]), choice["profile_errors"][choice["chosen"]]
+        combined = f" It was not kept, but combined from others: its profile is off by {off:.2%}." if off > 0 else ""
+        return (
+            f"The weights are the average `{choice['chosen']}` after step {choice['step']:,}, which "
+            f"`examples/choose_ema.py` chose among {among} by the distances of their samples.{combined}\n\n"
+        )
+    several = "," in str(config.get("ema_decay"))
+    return "The weights are the first of the averages that `ema_decay` names.\n\n" if several else ""
 
 
 def _before(config: dict) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..evaluation import Comparison, Question, compare
-from ..files import write_text
+from ..files import whole_folder
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import on_main
 from .checkpoints import MODEL_WEIGHTS, Tensors, list_checkpoints, load_checkpoint, why_torn
@@ -16,6 +16,7 @@ from .log import LOG_FILE
 from .profiles import Profile, combine_profiles, parse_profile
 
 CHOICE_FILE = "choice.json"
+WRITTEN = {"model_index.json", "unet", "scheduler", "config.json", LOG_FILE, CHOICE_FILE}
 
 
 @dataclass
@@ -70,9 +71,9 @@ def load_averages(run: str | Path) -> SavedAverages:
 
 def choose_average(
     run: str | Path, question: Question, lengths: Sequence[Profile] = (), folder: str | Path | None = None
-) -> tuple[Comparison, int]:
+) -> tuple[Comparison, int, dict[str, float]]:
     """Measure a run's averages at its last checkpoint, and those of other lengths made from all that are saved; write
-    the one with the least mean distance as a model.
+    the one with the least mean distance as a model, in the place of an earlier choice.
 
     Args:
         run: the run's folder.
@@ -81,12 +82,14 @@ def choose_average(
         folder: where the model is written; `run`/chosen if not given.
 
     Returns:
-        The comparison, and the number of the best.
+        The comparison, the number of the best, and by name how far off each profile is, 0 for one that was saved.
 
     Raises:
-        ValueError, OSError, ImportError: nothing to choose from, or what `compare` raises.
+        ValueError, OSError, ImportError: nothing to choose from, a folder that holds something else, or what `compare`
+            raises.
     """
     saved, folder = load_averages(run), Path(folder or Path(run, "chosen"))
+    on_main(lambda: _check_place(folder))  # before hours of sampling
     candidates = [profile for profile, step in saved.weights if step == saved.step]
     candidates += [profile for profile in lengths if profile not in candidates]
     errors = {}
@@ -103,13 +106,27 @@ def choose_average(
         best = means.index(min(means))
 
         def write():
-            shutil.copytree(places[best], folder, dirs_exist_ok=True)
-            for file in (Path(run, "config.json"), Path(run, LOG_FILE)):  # what the card and the report are made of
-                if file.exists():
-                    shutil.copy(file, folder)
             record = {"run": Path(run).name, "step": saved.step, "chosen": names[best], "cells": comparison.cells}
             record |= {"distances": dict(zip(names, comparison.values, strict=True)), "profile_errors": errors}
-            write_text(folder / CHOICE_FILE, json.dumps(record, indent=2) + "\n")
+            with whole_folder(folder) as beside:
+                shutil.copytree(places[best], beside, dirs_exist_ok=True)
+                for file in (
+                    Path(run, "config.json"),
+                    Path(run, LOG_FILE),
+                ):  # what the card and the report are made of
+                    if file.exists():
+                        shutil.copy(file, beside)
+                (beside / CHOICE_FILE).write_text(json.dumps(record, indent=2) + "\n")
 
         on_main(write)
-    return comparison, best
+    return comparison, best, errors
+
+
+def _check_place(folder: Path):
+    """Raise ValueError for a folder that holds what no choice has written: figures, say, which are of its weights."""
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if others := sorted(there - WRITTEN if CHOICE_FILE in there else there):
+        raise ValueError(
+            f"{folder} holds {', '.join(others[:3])}, which is not of an earlier choice alone; allowed: another "
+            "folder, or remove it"
+        )

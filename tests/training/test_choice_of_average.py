@@ -2,13 +2,15 @@
 
 import json
 import runpy
+import shutil
 import sys
 
 import pytest
 from training_runs import ROOT, config, difference, save_features, save_tiny_model, weights
 
+from ddim_hf.hub import model_card
 from ddim_hf.training import train
-from ddim_hf.training.choice_of_average import load_averages
+from ddim_hf.training.choice_of_average import choose_average, load_averages
 from ddim_hf.training.profiles import Profile
 
 KEPT = "0.9,power:0.05,power:0.1"
@@ -37,9 +39,12 @@ def test_a_combination_is_the_average_that_was_kept(finished):
 
 def test_the_best_average_is_written(finished, tmp_path, monkeypatch, capsys):
     """choose_ema.py measures each average, kept or not, prints them side by side, and leaves the one of least mean
-    distance as a model."""
+    distance as a model, in the place of an earlier choice."""
     features = save_features(tmp_path / "features.pt", 64)
     words = [str(finished), "--reference", "digits", "--feature_extractor", features, "--num_images", "8"]
+    for name in ("unet/old.safetensors", "choice.json"):  # an earlier choice
+        (tmp_path / "best" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "best" / name).touch()
     words += ["--num_inference_steps", "2,3", "--lengths", "power:0.2,0.5", "--output_dir", str(tmp_path / "best")]
     monkeypatch.setattr(sys, "argv", ["choose_ema.py", *words, "--max_batch_size", "8"])
     runpy.run_path(str(ROOT / "examples/choose_ema.py"), run_name="__main__")
@@ -51,7 +56,40 @@ def test_the_best_average_is_written(finished, tmp_path, monkeypatch, capsys):
     assert record["chosen"] == min(means, key=means.get) and f"the best, {record['chosen']}, lies in" in said
     profile = Profile(*(kind(part) for kind, part in zip((str, float), record["chosen"].split("-"), strict=True)))
     assert difference(weights(tmp_path / "best"), load_averages(finished).combined(profile)[0]) == 0
-    assert record["profile_errors"]["ema-0.9"] == 0 < record["profile_errors"]["power-0.2"]
+    off = record["profile_errors"]
+    assert off["ema-0.9"] == 0 < off["power-0.2"]
+    assert (
+        f"power-0.2 was not kept: the profile of the combination that stands for it is off by {off['power-0.2']:.2%}"
+        in said
+    )
+    assert said.count("was not kept") == 2
+    assert not (tmp_path / "best/unet/old.safetensors").exists()
+
+
+def test_what_no_choice_has_written_is_not_replaced(finished, tmp_path):
+    """A folder with figures beside an earlier choice, or another model, is refused before anything is measured."""
+    (tmp_path / "choice.json").write_text("{}")
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds results.json, which is not of an earlier choice alone; allowed"):
+        choose_average(finished, None, folder=tmp_path)
+    with pytest.raises(ValueError, match="model holds model_index.json, scheduler, unet, which is not of an earlier"):
+        choose_average(finished, None, folder=finished.parent / "model")
+
+
+def test_the_card_says_which_average_it_is(finished, tmp_path):
+    """A card names the average that was chosen and how far off a combined one is; a run's own that it is the first."""
+    assert "The weights are the first of the averages that `ema_decay` names." in model_card(finished)
+    folder = shutil.copytree(finished, tmp_path / "chosen")
+    choice = {"step": 1200, "chosen": "power-0.2", "distances": {"ema-0.9": [2.0], "power-0.2": [1.0]}}
+    (folder / "choice.json").write_text(json.dumps(choice | {"profile_errors": {"ema-0.9": 0.0, "power-0.2": 0.0312}}))
+    card = model_card(folder)
+    assert (
+        "The weights are the average `power-0.2` after step 1,200, which `examples/choose_ema.py` chose among 2"
+        in card
+    )
+    assert "It was not kept, but combined from others: its profile is off by 3.12%." in card and "first of" not in card
+    (folder / "choice.json").write_text(json.dumps(choice | {"profile_errors": {"power-0.2": 0.0}}))
+    assert "It was not kept" not in model_card(folder)
 
 
 def test_a_run_without_averages_is_refused(tmp_path):

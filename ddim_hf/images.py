@@ -21,22 +21,33 @@ def check_output_type(output_type: str | None, channels: int):
         raise ValueError(f"output_type is 'pil'; allowed with {channels} channels: 'np', 'pt', 'latent'")
 
 
-def states_to_images(x: torch.Tensor, output_type: str | None) -> list[Image.Image] | np.ndarray | torch.Tensor:
+def states_to_images(
+    x: torch.Tensor, output_type: str | None, numbers: Sequence[int] | None = None
+) -> list[Image.Image] | np.ndarray | torch.Tensor:
     """Turn states [N, C, H, W] into "pil", "np" ([N, H, W, C] in [0, 1]), "pt" ([N, C, H, W]) or "latent" (as is).
 
-    None, "numpy" and "np.array" are "np". Raises ValueError for another type.
+    None, "numpy" and "np.array" are "np". Raises ValueError for another type, and as `states_to_pixels` for "pil".
     """
     check_output_type(output_type, channels=x.shape[1])
     if output_type == "latent":
         return x
     if output_type == "pil":
-        return pixels_to_pil(states_to_pixels(x))
+        return pixels_to_pil(states_to_pixels(x, numbers))
     images = (x / 2 + 0.5).clamp_(0, 1)
     return images if output_type == "pt" else images.permute(0, 2, 3, 1).float().cpu().numpy()
 
 
-def states_to_pixels(x: torch.Tensor) -> torch.Tensor:
-    """Turn states [N, C, H, W] into pixels 0..255, uint8 [N, C, H, W] on the CPU."""
+def states_to_pixels(x: torch.Tensor, numbers: Sequence[int] | None = None) -> torch.Tensor:
+    """Turn states [N, C, H, W] into pixels 0..255, uint8 [N, C, H, W] on the CPU.
+
+    Raises ValueError for images that are NaN or infinite, with their `numbers`, or else their places: they would be
+    black, as if the network had made them so.
+    """
+    if bad := _not_finite(x, range(len(x)) if numbers is None else numbers):
+        raise ValueError(
+            f"not finite (NaN or infinite), and so no pictures, are the images {bad[:5]}, counted from 0; "
+            "output_type 'pt' gives them as they are"
+        )
     return (x.float() / 2).add_(0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8).cpu()
 
 
@@ -47,9 +58,12 @@ def is_finite(x: torch.Tensor) -> np.ndarray:
 
 def refuse_not_finite(x: torch.Tensor, seeds: Sequence[int]):
     """Raise ValueError, with their seeds, for images [N, ...] that are NaN or infinite: as pixels they look black."""
-    bad = sorted({seed for seed, finite in zip(seeds, is_finite(x), strict=True) if not finite})
-    if bad:
+    if bad := _not_finite(x, seeds):
         raise ValueError(f"the network's images are not finite (NaN or infinite), from the seeds {bad[:5]}")
+
+
+def _not_finite(x: torch.Tensor, numbers: Sequence[int]) -> list[int]:
+    return sorted({number for number, finite in zip(numbers, is_finite(x), strict=True) if not finite})
 
 
 def pixels_to_states(pixels: torch.Tensor) -> torch.Tensor:

@@ -153,7 +153,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
             num_inference_steps: S, from 1 to T.
             use_clipped_model_output: derive eps anew from the clipped x_0 in each step.
             output_type: "pil", "np", "pt" or "latent" (see `DDIMPipelineOutput`); as in stock, None, "numpy" and
-                "np.array" are "np".
+                "np.array" are "np". "pil" raises for images that are NaN or infinite; others give them as they are.
             return_dict: return a tuple if False.
             seeds: one int per image; image k depends on seeds[k] alone. Not together with `generator`.
             timesteps: tau itself, strictly decreasing ints in [0, T), instead of num_inference_steps.
@@ -185,8 +185,9 @@ class DDIMCustomPipeline(DiffusionPipeline):
 
         Raises:
             ValueError: an argument outside what is listed or without meaning for an assigned scheduler, a network or
-                scheduler that cannot sample here, labels for a network without classes, guidance other than 1 with
-                neither labels nor a guide, or a guide for other states, timesteps or classes.
+                scheduler that cannot sample here, images to be "pil" that are not finite, labels for a network without
+                classes, guidance other than 1 with neither labels nor a guide, or a guide for other states, timesteps
+                or classes.
         """
         guidance = {"class_labels": class_labels, "guidance_scale": guidance_scale}
         guidance |= {"guidance_interval": guidance_interval, "guide": guide}
@@ -240,7 +241,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
                     trajectory[0].append(x)
                 step_arguments = _step_arguments(scheduler, draws, len(x), **noise)
                 x = self._denoise(x, scheduler, condition.of(chunk), step_arguments, on_step)
-                images.append(states_to_images(x, output_type))
+                images.append(states_to_images(x, output_type, range(chunk.start, chunk.stop)))
         self.maybe_free_model_hooks()
 
         output = DDIMPipelineOutput(images=_join(images), calibrated=fitted is not None)

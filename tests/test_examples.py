@@ -269,6 +269,24 @@ def test_scripts_read_data_as_training_does(monkeypatch, tmp_path, model):
 
 
 @pytest.mark.parametrize(
+    "script, words",
+    [
+        ("nearest.py", ["digits", "OUT", "--num_images", 2]),
+        ("interpolate.py", ["OUT", "--num_images", 3]),
+        ("trajectory.py", ["OUT", "--num_images", 1]),
+    ],
+)
+def test_images_that_are_not_finite_end_a_script(monkeypatch, tmp_path, model, capsys, script, words):
+    """Of a network of NaN a script says so in one line and draws no black pictures."""
+    pipe = DDIMCustomPipeline.from_pretrained(model)
+    pipe.unet.conv_out.bias.data[:] = float("nan")
+    pipe.save_pretrained(tmp_path / "model")
+    words = [tmp_path / "out" if word == "OUT" else word for word in words]
+    assert run(monkeypatch, script, tmp_path / "model", *words, "--num_inference_steps", 2) == 2
+    assert "error: not finite (NaN or infinite)" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     "classes, changes, there",
     [
         (None, {}, True),

@@ -88,6 +88,23 @@ def test_output_types():
     assert torch.equal(states, STATES.float() * 2)  # not changed
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_states_that_are_not_finite_make_no_pictures(value):
+    """An image with one such value is named, as it is called or by its place; arrays and tensors keep the value."""
+    states = torch.zeros(4, *SHAPE)
+    states[1, 0, 0, 0] = states[3, 2, 3, 5] = value
+    for convert in (states_to_pixels, lambda x, *numbers: states_to_images(x, "pil", *numbers)):
+        with pytest.raises(
+            ValueError, match=r"not finite \(NaN or infinite\), .* are the images \[1, 3\], counted from 0"
+        ):
+            convert(states)
+        with pytest.raises(ValueError, match=r"the images \[7, 9\]"):
+            convert(states, [6, 7, 8, 9])
+        convert(states[::2])
+    assert np.isnan(states_to_images(states, "np")).sum() == 2 * np.isnan(value)
+    assert states_to_images(states, "pt")[1].isnan().sum() == np.isnan(value)
+
+
 def test_half_precision_states_become_whole_images():
     """States in bfloat16 become float32 arrays and images, within bfloat16's precision."""
     states = STATES.bfloat16()

@@ -116,6 +116,16 @@ def test_stocks_other_names_of_arrays(pipe, output_type):
     assert type(pipe.reconstruct(got, **run).images) is type(pipe.interpolate(0, 1, **run).images) is np.ndarray
 
 
+def test_images_that_are_not_finite_are_no_pictures(pipe):
+    """As "pil" the image of the whole batch is named, in any of its chunks; as "pt" all are returned."""
+    latents = torch.randn(5, *pipe.state_shape)
+    latents[3, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"are the images \[3\], counted from 0"):
+        pipe(5, latents=latents, num_inference_steps=1, max_batch_size=2)
+    images = pipe(5, latents=latents, num_inference_steps=1, max_batch_size=2, output_type="pt").images
+    assert images.isnan().flatten(1).any(1).tolist() == [False, False, False, True, False]
+
+
 def test_an_unknown_output_type_is_refused_everywhere(pipe):
     """Every method that returns images raises ValueError for an output type that there is not, before any step."""
     images = torch.zeros(1, 3, 8, 8)

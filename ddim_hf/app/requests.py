@@ -40,7 +40,9 @@ def sample(pipe: DDIMCustomPipeline, settings: Settings, limits: Limits) -> Iter
         finished = []  # the images of the chunks before
 
         def on_step(_, step: int, t: int, state: dict[str, Any]):
-            pixels = states_to_pixels(state["pred_original_sample"])
+            before = sum(map(len, finished))
+            x0 = state["pred_original_sample"]
+            pixels = states_to_pixels(x0, range(before, before + len(x0)))
             if step in frames:
                 frames[step].append(pixels)
             show((len(finished) * settings.steps + step + 1, torch.cat([*finished, pixels])))

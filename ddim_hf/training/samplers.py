@@ -145,12 +145,17 @@ class Samplers:
                     break
                 if states is None:
                     continue
+                finite = is_finite(states)
+                states[torch.from_numpy(~finite)] = -1  # black in the grid
                 pixels = states_to_pixels(states)
                 grid += list(pixels[: max(0, GRID_IMAGES - seeds[0])].numpy())
                 if self.extractor is not None:
                     features = self.extractor(pixels)
-                    features[~is_finite(states)] = np.nan  # those pixels are black, and their features finite
+                    features[~finite] = np.nan  # those of a black image are finite
                     statistics.update(features, [f"seed {seed}" for seed in seeds])
+                elif not finite.all():
+                    bad = [seed for seed, whole in zip(seeds, finite, strict=True) if not whole]
+                    print(f"sampler {sampler.name}: not finite, and black in the grid, are the seeds {bad[:5]}")
                 bar.update(len(seeds))
         return grid, statistics
 

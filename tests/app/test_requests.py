@@ -230,6 +230,24 @@ def test_a_request_beyond_the_limits_is_refused_before_any_pass(slow):
     assert not passes
 
 
+def test_images_that_are_not_finite_are_said():
+    """A network of NaN shows one line in each tab, and no black image."""
+    unet = tiny_unet()
+    unet.conv_out.bias.data[:] = float("nan")
+    pipe = DDIMCustomPipeline(unet, DDIMSchedulerCustom())
+    pipe.set_progress_bar_config(disable=True)
+    settings, image = Settings(images=2, steps=2), Image.new("L", (8, 8))
+    for request in (
+        requests.sample(pipe, settings, LIMITS),
+        requests.compare(pipe, settings, LIMITS),
+        requests.look_into(pipe, settings, LIMITS),
+        requests.encode(pipe, image, 2, Limits(iterations=2)),
+        requests.interpolate(pipe, [0, 1], 3, 2, LIMITS),
+    ):
+        with pytest.raises(ValueError, match="not finite"):
+            last(request)
+
+
 # Uploads
 
 

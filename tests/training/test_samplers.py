@@ -188,6 +188,15 @@ def test_images_that_are_not_finite_never_make_a_best(model, settings, tmp_path,
     assert not list(folder.glob("best-*")) and distances(folder, "3-0") == {}
 
 
+def test_a_grid_with_images_that_are_not_finite_is_told(model, tmp_path, capsys):
+    """Without features too a sampler names the seeds of such images, which are black in its grid."""
+    pipeline = DDIMCustomPipeline.from_pretrained(model)
+    pipeline.unet.conv_out.bias.data[:] = float("nan")
+    chosen = selection(model, tmp_path, samplers="1:0.0:1:3", feature_extractor="none")
+    grid, _ = chosen._sample(chosen.settings[0], pipeline)
+    assert not np.any(grid) and "not finite, and black in the grid, are the seeds [0, 1, 2]" in capsys.readouterr().out
+
+
 def test_a_stop_interrupts_a_sampler_and_a_resumed_run_makes_up_for_it(
     model, settings, finished, tmp_path, monkeypatch
 ):

@@ -89,7 +89,7 @@ LOAD_CLASSES = """```python
 from ddim_hf import DDIMCustomPipeline
 
 pipeline = DDIMCustomPipeline.from_pretrained("{address}")
-images = pipeline(class_labels=[{name}] * 4, guidance_scale=1.5, num_inference_steps=50).images
+images = pipeline(class_labels=[{name}] * 4, {guidance}num_inference_steps=50).images
 ```
 
 With diffusers alone, whose pipeline passes no labels on and raises "class_labels should be provided when doing class
@@ -245,13 +245,13 @@ def _metric_name(row: dict) -> str:
 
 def _body(folder: Path, repo_id: str | None, config: dict, scheduler: dict, rows: list[dict]) -> str:
     unet = _recorded(folder / "unet/config.json")
-    names = _class_names(folder, unet)
+    names, null_is_trained = _class_names(folder, unet), config.get("label_dropout") != 0
     picture = "![Samples](samples.png)\n\n" if (folder / "samples.png").is_file() else ""
     title = (repo_id or folder.resolve().name).split("/")[-1]
     sections = {
         f"# {title}": picture + _introduction(unet, names),
-        "## Load it": _load(_address(folder, repo_id), names) + _ignored_by_diffusers(scheduler),
-        "## Classes": _classes(names),
+        "## Load it": _load(_address(folder, repo_id), names, null_is_trained) + _ignored_by_diffusers(scheduler),
+        "## Classes": _classes(names, null_is_trained),
         "## Results": _results(rows),
         "## Network": _network(folder, unet),
         "## Noise schedule": _settings({key: scheduler[key] for key in SCHEDULE if key in scheduler}),
@@ -275,20 +275,28 @@ def _class_names(folder: Path, unet: dict) -> list[str]:
     return [names.get(str(number), str(number)) for number in range((unet.get("num_class_embeds") or 1) - 1)]
 
 
-def _load(address: str, names: list[str]) -> str:
+def _load(address: str, names: list[str], null_is_trained: bool) -> str:
     if not names:
         return LOAD.format(address=address)
-    return LOAD_CLASSES.format(address=address, name=repr(names[0]))
+    guidance = "guidance_scale=1.5, " if null_is_trained else ""
+    return LOAD_CLASSES.format(address=address, name=repr(names[0]), guidance=guidance)
 
 
-def _classes(names: list[str]) -> str:
+def _classes(names: list[str], null_is_trained: bool) -> str:
+    """The classes, and what can be asked of the model."""
     if not names:
         return ""
     named = [f"{number} {_cell(name)}" if name != str(number) else name for number, name in enumerate(names[:NAMED])]
     more = "" if len(names) <= NAMED else f" and {len(names) - NAMED:,} more, which `pipeline.id2label` names"
-    return (
-        f"{', '.join(named)}{more}.\n\n`class_labels` takes names or numbers. None is the null class, {len(names)}: "
-        "an image of any class. Above 1, `guidance_scale` makes images more typical of their class, and less diverse."
+    text = f"{', '.join(named)}{more}.\n\n`class_labels` takes names or numbers. "
+    if not null_is_trained:
+        return text + (
+            f"The run has not trained the null class, {len(names)} (`label_dropout` 0): give each image a class, and "
+            "leave `guidance_scale` at 1."
+        )
+    return text + (
+        f"None is the null class, {len(names)}: an image of any class. Above 1, `guidance_scale` makes images more "
+        "typical of their class, and less diverse."
     )
 
 

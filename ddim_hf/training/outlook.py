@@ -76,6 +76,12 @@ def _changes(config: TrainingConfig, unet: UNet2DModel, images: ImageDescription
 
 def _misfits(config: TrainingConfig, count: int | None) -> list[str]:
     said = []
+    if config.class_conditional and config.label_dropout == 0:
+        without = "mean nothing" if config.pretrained is None else f"are left to what {config.pretrained} knew of it"
+        said.append(
+            "warning: label_dropout 0: the null class is not trained, and guidance and samples without a class "
+            f"{without} (--label_dropout 0.1)"
+        )
     if count is not None and count < config.batch_size:
         said.append(
             f"warning: {counted(count, 'image')}, fewer than a batch of {config.batch_size}: a step takes some twice "

@@ -398,9 +398,9 @@ class TrainingRun:
         )
 
     def validate(self):
-        """Log the loss on held-out images; with classes also that for the null class, without their labels."""
+        """Log the loss on held-out images; with classes also for the null class, where it is trained."""
         labels = {"validation_loss": self.held_out_labels}
-        if self.held_out_labels is not None:
+        if self.held_out_labels is not None and self.config.label_dropout > 0:
             labels["validation_loss_null"] = None
         with self.state.window.paused(), self.state.averages.applied() as unet:
             settings = (self.config, self.accelerator, self.stop)

@@ -308,6 +308,11 @@ def test_card_names_the_classes(tmp_path, monkeypatch):
     card = model_card(tmp_path / "model")
     assert "0 it's a dog, 1 sea\\|cat, 2 bird.\n" in card and "of 3 classes" in card
     assert "None is the null class, 3" in card and "It takes no prompt, only a class" in card
+    assert "guidance_scale=1.5" in card
+    (tmp_path / "model/config.json").write_text('{"label_dropout": 0.0}')
+    untrained = model_card(tmp_path / "model")
+    assert "The run has not trained the null class, 3" in untrained and "guidance_scale=" not in untrained
+    (tmp_path / "model/config.json").unlink()
     monkeypatch.chdir(tmp_path)
     card = model_card(tmp_path / "model")
     for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL):

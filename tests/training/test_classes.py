@@ -195,6 +195,15 @@ def test_validation_with_and_without_labels(finished):
     assert losses[0] != pytest.approx(losses[1], rel=1e-4)
 
 
+def test_without_label_dropout_nothing_is_validated_on_the_null_class(model, tmp_path, capsys):
+    """A null class that is not trained has no loss in the log, and the run's first lines say so."""
+    settings = dict(class_conditional=True, label_dropout=0.0, validation_split="test", validation_images=8)
+    folder = train(config(model, tmp_path / "run", **settings, max_train_steps=1))
+    assert "guidance and samples without a class are left to what" in capsys.readouterr().out
+    (line,) = log_lines(folder)[1:]
+    assert "validation_loss" in line and "validation_loss_null" not in line
+
+
 # A run with classes
 
 

@@ -54,6 +54,14 @@ def test_what_changes_or_does_not_fit_is_said(tmp_path):
     assert "8 x 8;" in colour[0] and colour[1:] == ["note: the images are in colour, and are made grey"]
 
 
+def test_a_null_class_that_is_not_trained_is_said(tmp_path):
+    """With label_dropout 0 a line says what that makes of guidance, unless there is none to be."""
+    place = folder_of(tmp_path / "images", [(64, 64)] * 32)
+    assert len(said(place, class_conditional=True)) == 1
+    (line,) = said(place, class_conditional=True, label_dropout=0.0)[1:]
+    assert "the null class is not trained, and guidance and samples without a class mean nothing" in line
+
+
 def test_a_run_says_it_first_and_its_time_after_ten_steps(tmp_path, capsys):
     """A run's first line is that line; after ten steps it says how long the others take."""
     model = save_tiny_model(tmp_path / "model")

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from ..files import whole_file
+from ..files import sha256, whole_file
 from ..reports.words import counted
 from .cache import THREADS, digest
 from .decoding import IMAGE_SUFFIXES, in_channels, upright
@@ -55,8 +55,9 @@ def make_patches(
 
     The patches of a picture lie on a grid that reaches all of its borders. Where fewer are wanted they are taken
     evenly, from every picture as many as it has up to a common number; mirror images come after a picture's own. The
-    same folder and settings give the same patches. A call that was killed is completed by the next one. Pictures that
-    cannot be read, or are smaller than a patch, are left out with a warning.
+    same folder and settings give the same patches. A call that was killed is completed by the next one, where
+    the pictures have the same names and content. Those that cannot be read, or are smaller than a patch, are left out
+    with a warning.
 
     Args:
         resolution: side of a patch in the picture's own pixels.
@@ -88,7 +89,7 @@ def make_patches(
     counts = _share(grids, num_images, flips, most_per_picture)
     patches = [patch for grid, count in zip(grids, counts, strict=True) for patch in _evenly(grid, count)]
     settings = {"resolution": resolution, "num_images": num_images, "overlap": overlap, "flips": flips}
-    settings |= {"most_per_picture": most_per_picture, "pictures": digest(sorted(sizes.items()))}
+    settings |= {"most_per_picture": most_per_picture, "pictures": _content(folder, sorted(sizes))}
     return _write(folder, output, sizes, patches, settings)
 
 
@@ -120,6 +121,13 @@ def _picture_sizes(folder: Path, resolution: int) -> dict[str, tuple[int, int]]:
     if not sizes:
         raise ValueError(f"no picture in {folder} is readable and {resolution} pixels wide and high")
     return sizes
+
+
+def _content(folder: Path, names: list[str]) -> str:
+    """What tells these pictures from others of the same names and sizes: a hash of all their bytes."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        hashes = pool.map(sha256, [folder / name for name in names])
+        return digest(list(zip(names, tqdm(hashes, "pictures", len(names), unit=" pictures", delay=2), strict=True)))
 
 
 def _size_as_seen(picture: Image.Image) -> tuple[int, int]:

@@ -84,6 +84,12 @@ def test_a_killed_call_is_completed(tmp_path, pictures, monkeypatch):
     assert rows(tmp_path / "set") == rows(tmp_path / "whole") and files[0].stat().st_mtime_ns == kept
     with pytest.raises(ValueError, match="other settings: overlap 0.5 there, 0.25 asked for. Give another folder"):
         make_patches(pictures, tmp_path / "set", **OPTIONS | {"overlap": 0.25})
+    picture = (pictures / "a.png").read_bytes()
+    (pictures / "a.png").write_bytes(png(noise(12, 20, seed=9)))  # as large as it was
+    with pytest.raises(ValueError, match="other settings: pictures"):
+        make_patches(pictures, tmp_path / "set", **OPTIONS)
+    (pictures / "a.png").write_bytes(picture)
+    assert make_patches(pictures, tmp_path / "set", **OPTIONS) == 46
     (pictures / "a.png").unlink()
     with pytest.raises(ValueError, match="other settings: pictures"):
         make_patches(pictures, tmp_path / "set", **OPTIONS)

@@ -29,7 +29,8 @@ from transformers import HfArgumentParser
 from ddim_hf.command_line import run
 from ddim_hf.data import load_images
 from ddim_hf.data.patches import make_patches
-from ddim_hf.evaluation import Question, evaluate
+from ddim_hf.evaluation import Question
+from ddim_hf.evaluation.answers import answer
 from ddim_hf.evaluation.features import load_feature_extractor
 from ddim_hf.files import read_json, write_text
 from ddim_hf.generation import generate, load_pipeline
@@ -101,8 +102,7 @@ def reading(args: argparse.Namespace) -> dict:
     figures = {}
     for state in ("cold", "warm"):
         if state == "cold":
-            (file,) = (args.output_dir / "cache").glob("*.npy")
-            forget(file)
+            forget(cached_file(args.output_dir / "cache"))
         images = images_of(args)
         count = min(READ_TOGETHER, len(images))
         steps = (args.num_reads or len(images)) // count
@@ -120,6 +120,15 @@ def reading(args: argparse.Namespace) -> dict:
         del images, reader
         gc.collect()
     return figures
+
+
+def cached_file(cache: Path) -> Path:
+    """The decoded set; ValueError where there is none, or another beside it."""
+    files = sorted(cache.glob("*.npy"))
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files) or "none"
+        raise ValueError(f"{cache} holds other decoded sets than the rehearsal's one: {names}; give another folder")
+    return files[0]
 
 
 def forget(file: Path):
@@ -218,7 +227,7 @@ def distance(args: argparse.Namespace) -> dict:
     folder, output = args.output_dir, args.output_dir / "distance.json"
     began = time.perf_counter()
     extractor = {"feature_extractor": args.feature_extractor, "inception_weights": args.inception_weights}
-    evaluate(
+    found = answer(
         Question(
             model=str(folder / "samples"),
             reference=str(folder / "patches"),
@@ -227,10 +236,9 @@ def distance(args: argparse.Namespace) -> dict:
             cache_dir=folder / "cache",
             **extractor,
         )
-    )
-    (row,) = read_json(output)["results"]
+    ).asked()
     return {
-        row["metric"]: row["value"],
+        **{row["metric"]: row["value"] for row in found},
         "features": Path(args.feature_extractor).name if args.feature_extractor else "inception",
         "seconds of the last call": time.perf_counter() - began,
     }

@@ -46,6 +46,18 @@ def settings(tmp_path, own_caches):
     return words + ["--feature_extractor", save_features(tmp_path / "features.pt", 16 * 16), *TINY]
 
 
+def test_a_cache_of_other_sets_is_said(tmp_path):
+    """Reading needs the rehearsal's one decoded set: none, or another beside it, is one line that names them."""
+    cached_file = runpy.run_path(str(SCRIPT))["cached_file"]
+    with pytest.raises(ValueError, match="holds other decoded sets than the rehearsal's one: none"):
+        cached_file(tmp_path)
+    (tmp_path / "a.npy").touch()
+    assert cached_file(tmp_path) == tmp_path / "a.npy"
+    (tmp_path / "b.npy").touch()
+    with pytest.raises(ValueError, match="one: a.npy, b.npy; give another folder"):
+        cached_file(tmp_path)
+
+
 def test_a_rehearsal_in_two_calls(monkeypatch, tmp_path, settings, capsys):
     """The pieces are done in any number of calls; the killed run's weights are those of the other, bit for bit; the
     report holds each figure, and a further call repeats nothing."""

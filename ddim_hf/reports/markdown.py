@@ -4,12 +4,24 @@ from typing import Any
 
 
 def grid(rows: list[dict[str, Any]]) -> str:
-    """The values of rows that differ in the sampler alone: eta and guidance down (sigma_hat last), S across."""
+    """The values of rows that differ in the sampler alone: eta and guidance down (sigma_hat last), S across.
+
+    Of several schedules that were fitted for one S each has its value in the cell, with its hash.
+    """
     steps = sorted({row.get("num_inference_steps") or 0 for row in rows})
     noises = sorted({noise(row) for row in rows})
-    cells = {(noise(row), row.get("num_inference_steps") or 0): shown(row["value"]) for row in rows}
+    cells: dict[tuple, dict[str | None, str]] = {}
+    for row in rows:
+        cell = cells.setdefault((noise(row), row.get("num_inference_steps") or 0), {})
+        cell[row.get("schedule")] = shown(row["value"])
     head = ["eta", *(f"S = {count}" if count else "" for count in steps)]
-    return table(head, [[kind[-1], *(cells.get((kind, count), "") for count in steps)] for kind in noises])
+    return table(head, [[kind[-1], *(_cell(cells.get((kind, count), {})) for count in steps)] for kind in noises])
+
+
+def _cell(values: dict[str | None, str]) -> str:
+    if len(values) < 2:
+        return "".join(values.values())
+    return ", ".join(f"{value} (schedule {str(schedule)[:8]})" for schedule, value in values.items())
 
 
 def noise(row: dict[str, Any]) -> tuple[float, float, str]:

@@ -42,6 +42,14 @@ def test_whatever_differs_has_a_table_of_its_own(key, values, told):
     assert titles[0] != titles[1]
 
 
+def test_two_schedules_for_one_number_of_steps_are_told_apart():
+    """Where a schedule was fitted anew both figures stand in the cell, each with the schedule's hash; one has none."""
+    fitted = ROW | {"implementation": "ddim_hf calibrated", "num_inference_steps": 5, "schedule": "a" * 32}
+    rows = [fitted | {"value": 3.0}, fitted | {"value": 2.0, "schedule": "b" * 32}]
+    rows.append(fitted | {"value": 1.5, "num_inference_steps": 10})
+    assert "| 0.0 | 3.00 (schedule aaaaaaaa), 2.00 (schedule bbbbbbbb) | 1.50 |" in tables(rows)
+
+
 def test_sigma_hat_at_another_eta_is_another_line():
     """A folder sampled with sigma_hat at another eta than 1 does not take the place of that at 1."""
     text = tables([ROW | {"variance": "sigma_hat", "eta": eta, "value": 10 + eta} for eta in (1.0, 0.5)])

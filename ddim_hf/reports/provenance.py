@@ -51,13 +51,14 @@ def _processor() -> str:
 def launcher() -> list[str]:
     """Return the command line of the launcher that started this process, in words; empty where none did.
 
-    A parent that was given this process's script as an argument is one (seen on Linux alone).
+    A parent that was given this process's script as an argument is one (seen on Linux alone). One that was given the
+    whole command, interpreter and all, only wraps it: timeout, nice.
     """
     try:
-        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")[:-1]
+        words, own = (Path(f"/proc/{of}/cmdline").read_text().split("\0")[:-1] for of in (os.getppid(), "self"))
     except OSError:
         return []
-    return words if sys.argv[0] in words[1:] else []
+    return words if sys.argv[0] in words[1:] and words[-len(own) :] != own else []
 
 
 def command(*more: str) -> str:

@@ -3,8 +3,10 @@
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,17 @@ def test_the_commit_is_that_of_the_packages_own_checkout(ours, tmp_path, monkeyp
     assert provenance.git_commit().rstrip("+") == ours
     monkeypatch.setenv("GIT_DIR", str(theirs / ".git"))
     assert provenance.git_commit().rstrip("+") == ours
+
+
+def test_a_program_that_wraps_a_command_is_no_launcher(tmp_path):
+    """What `nice` was given is recorded, and not `nice`: its words could end a run that they are printed to repeat."""
+    script = tmp_path / "script.py"
+    script.write_text("from ddim_hf.reports.provenance import command\nprint(command())\n")
+    words = [sys.executable, str(script), "--flag", "two words"]
+    said = subprocess.run(
+        ["nice", *words], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    ).stdout
+    assert shlex.split(said) == [Path(sys.executable).name, *words[1:]]
 
 
 def test_an_installed_package_has_no_commit(tmp_path, monkeypatch):

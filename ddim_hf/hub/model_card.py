@@ -393,7 +393,8 @@ def _before(config: dict) -> str:
     said, earlier = "", config.get("started_from")
     while earlier:
         images = f"{earlier['batch_size']:,} images of {redact(str(earlier['dataset_name']))}"
-        said += f"Before this run it was trained for {earlier['final_step']:,} steps of {images}.\n\n"
+        loss = [f", by `{key}` {earlier[key]}" for key in ("snr_gamma", "loss_weighting") if key in earlier]
+        said += f"Before this run it was trained for {earlier['final_step']:,} steps of {images}{''.join(loss)}.\n\n"
         earlier = earlier.get("started_from")
     return said
 

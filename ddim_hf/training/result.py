@@ -28,6 +28,7 @@ def record_of(pretrained: str | None) -> dict[str, Any] | None:
     try:
         record = json.loads(Path(pretrained or "", "config.json").read_text())
         known = {key: record[key] for key in ("final_step", "batch_size", "dataset_name")}
+        known |= {key: record[key] for key in ("snr_gamma", "loss_weighting") if record.get(key) is not None}
         return known | {"started_from": record.get("started_from")}
     except (OSError, ValueError, KeyError, TypeError):  # a network saved by itself has another config.json
         return None

@@ -353,13 +353,13 @@ def test_the_card_says_what_a_run_started_from(models, finished, tmp_path):
     """A run from another one's result has what that one saw on record, and those before it, on its card too."""
     folder = finished
     for name in ("second", "third"):
-        folder = train(config(str(folder), tmp_path / name, max_train_steps=2))
+        folder = train(config(str(folder), tmp_path / name, max_train_steps=2, loss_weighting="v"))
     first = {"final_step": 12, "batch_size": 16, "dataset_name": "digits", "started_from": None}
-    second = first | {"final_step": 2, "started_from": first}
+    second = first | {"final_step": 2, "loss_weighting": "v", "started_from": first}
     assert json.loads((folder / "config.json").read_text())["started_from"] == second
     said = (folder / "README.md").read_text()
-    assert "Before this run it was trained for 2 steps of 16 images of digits." in said
-    assert said.index("for 2 steps of 16") < said.index("for 12 steps of 16 images of digits")
+    assert "Before this run it was trained for 2 steps of 16 images of digits, by `loss_weighting` v." in said
+    assert said.index("for 2 steps of 16") < said.index("for 12 steps of 16 images of digits.")
     assert "Before this run" not in (finished / "README.md").read_text() and "started_from" not in said
 
 

@@ -85,7 +85,10 @@ def plot(rows: list[dict[str, Any]], file: Path):
     axes = figure.subplots()
     for label, points in lines.items():
         axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+    steps = sorted({row["num_inference_steps"] for row in drawn})
     axes.set(xscale="log", xlabel="steps S", ylabel=" / ".join(sorted({NAMES[row["metric"]] for row in drawn})))
+    axes.set_xticks(steps, steps)
+    axes.minorticks_off()
     axes.legend(fontsize=7)
     figure.tight_layout()
     with whole_file(file) as beside:

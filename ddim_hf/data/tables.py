@@ -50,7 +50,9 @@ class ImageColumn:
             return files.cat_file(place)
         with self._opening:
             if archive not in self._archives:
-                self._archives[archive], _ = url_to_fs(path)
+                files, _ = url_to_fs(path)
+                files.ls("")  # reads the list, which another thread would else find half read
+                self._archives[archive] = files
         return self._archives[archive].cat_file(inner.partition("://")[2])
 
     def label(self, number: int) -> str:

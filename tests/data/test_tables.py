@@ -1,6 +1,8 @@
 """What the datasets library loads: rows of any kind, configurations, odd paths, and all that it says."""
 
+import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
@@ -30,6 +32,19 @@ def test_images_in_an_archive_are_read(tmp_path, limit):
     images = load_images(str(zipped(tmp_path / "zipped", 150)), resolution=8, max_cached_bytes=limit)
     np.testing.assert_array_equal(images[:], expected(150))
     assert images.fingerprint == load_images(str(write_folder(tmp_path / "plain", 150)), resolution=8).fingerprint
+
+
+def test_many_threads_begin_with_an_archive(tmp_path):
+    """The first reads of an archive, from many threads at once, find every image: its list is never half read."""
+    folder, interval = zipped(tmp_path / "zipped", 150), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(10):
+            source, _ = open_source(str(folder))
+            with ThreadPoolExecutor(8) as pool:
+                assert all(pool.map(list, map(source.read, [[n] for n in range(149, 0, -10)])))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_an_archive_is_opened_once(tmp_path, monkeypatch):

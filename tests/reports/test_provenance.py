@@ -58,13 +58,12 @@ def test_the_commit_is_that_of_the_packages_own_checkout(ours, tmp_path, monkeyp
 
 
 def test_a_program_that_wraps_a_command_is_no_launcher(tmp_path):
-    """What `nice` was given is recorded, and not `nice`: its words could end a run that they are printed to repeat."""
+    """What `timeout` was given is recorded, and not `timeout`, which would end the run that is to be repeated."""
     script = tmp_path / "script.py"
     script.write_text("from ddim_hf.reports.provenance import command\nprint(command())\n")
     words = [sys.executable, str(script), "--flag", "two words"]
-    said = subprocess.run(
-        ["nice", *words], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
-    ).stdout
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    said = subprocess.run(["timeout", "300", *words], env=env, capture_output=True, text=True, check=True).stdout
     assert shlex.split(said) == [Path(sys.executable).name, *words[1:]]
 
 

@@ -71,7 +71,7 @@ NOT_RUN = {
     r"--multi_gpu": "several processes; tests/training/test_processes.py starts two",
     r"benchmarks/": "a GPU, or an hour; tests/test_examples.py runs benchmark.py's first part",
     r"choose_ema\.py": "a run with checkpoints; tests/training/test_choice_of_average.py runs it",
-    r"outputs/(short|cifar10-64-on)": "hours; tests/test_examples.py runs these scripts",
+    r"outputs/(short|chosen|cifar10-64-on)": "hours; tests/test_examples.py runs these scripts",
     r"minimal\.py": "a minute; test_minimal_training runs it with fewer steps",
     r"cifar10-jpeg": "data that are not here",
 }

@@ -204,7 +204,7 @@ class Page:
                 eta, tau = self._eta_and_tau(steps, (label, guidance))
 
         def request(pipe: DDIMCustomPipeline, named: str, *values: Any) -> Iterator[tuple]:
-            settings = Settings(*values, model=named)
+            settings = Settings(*values, model=named).offered(pipe)
             again = f"?{settings.query()}", settings.python(pipe, self.limits, named or self.models.own)
             for view in requests.sample(pipe, settings, self.limits):
                 yield view.status, view.pictures, view.files, *(again if view.files else (None, None))
@@ -297,7 +297,7 @@ class Page:
                 eta, tau = self._eta_and_tau(steps, (label, guidance))
 
         def request(pipe: DDIMCustomPipeline, named: str, *values: Any):
-            for view in requests.look_into(pipe, Settings(1, *values, model=named), self.limits):
+            for view in requests.look_into(pipe, Settings(1, *values, model=named).offered(pipe), self.limits):
                 yield view.status, view.pictures
 
         self._answer(buttons, request, [steps, eta, tau, seed, label, guidance], [status, pictures])

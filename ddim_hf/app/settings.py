@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -81,6 +81,12 @@ class Settings:
                 "guidance; allowed: uniform, quadratic"
             )
         limits.check(self.images, self.steps, self.images * self.passes_a_step)
+
+    def offered(self, pipe: DDIMCustomPipeline) -> "Settings":
+        """These settings as the controls will show them: a calibrated schedule that other steps had, and these have
+        not, is replaced by what the pipeline takes by itself. Whoever presses at once sends them before that."""
+        taus = taus_of(pipe, self.steps, self.eta, **self.condition)
+        return self if self.tau != "calibrated" or "calibrated" in taus else replace(self, tau=taus[0])
 
     def pipeline(self, pipe: DDIMCustomPipeline) -> DDIMCustomPipeline:
         """The pipeline that samples by this tau: `pipe`, or a copy over the same network."""

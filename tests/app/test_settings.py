@@ -90,6 +90,15 @@ def test_calibrated_is_offered_for_its_steps_alone(fitted_pipe, pipe):
     assert default_settings(pipe) == Settings(steps=10, tau="quadratic")
 
 
+def test_a_schedule_of_other_steps_gives_way_to_the_pipelines_own(fitted_pipe):
+    """Steps that are changed and sent at once, with the calibrated schedule of before, are sampled by the model's own
+    tau; what there is, and what a link asks for, stays."""
+    own = taus_of(fitted_pipe, 5)[0]
+    assert own != "uniform"
+    for asked, taken in (((3, "calibrated"), "calibrated"), ((5, "calibrated"), own), ((5, "uniform"), "uniform")):
+        assert Settings(steps=asked[0], tau=asked[1]).offered(fitted_pipe).tau == taken
+
+
 def test_schedules_with_guidance_are_not_offered_without(pipe):
     """A model with schedules for guidance beside plain ones opens; the page names those without guidance alone."""
     there = DDIMCustomPipeline(pipe.unet, pipe.scheduler.from_config(pipe.scheduler.config))

@@ -80,6 +80,21 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
+def once_a_machine(load: Callable[[bool], Any], refresh: bool) -> Any:
+    """`load(refresh)`, where to refresh what a machine's processes share is left to the first of them.
+
+    The others wait for it, and take what it leaves. With `refresh` all processes have to call this.
+    """
+    first = processes().is_local_main_process
+    if refresh and not first:
+        wait_for_all()
+    try:
+        return load(refresh and first)
+    finally:
+        if refresh and first:
+            wait_for_all()
+
+
 def is_first() -> bool:
     """Whether this process is the one that says what all processes of a run would; nothing is set up to tell."""
     return os.environ.get("RANK", "0") == "0"  # which the launchers set

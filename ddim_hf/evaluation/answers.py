@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ..data.cache import digest
 from ..data.folders import sample_manifest
 from ..generation import default_max_batch_size, describe_network, load_pipeline, weights_hash
 from ..pipeline_ddim_custom import DDIMCustomPipeline
-from ..processes import on_main, processes
+from ..processes import on_main, once_a_machine, processes
 from ..reports.words import counted, in_words
 from ..scheduling_ddim_custom import DDIMSchedulerCustom
 from .classes import (
@@ -100,14 +101,8 @@ class _Target:
 def _load_target(question: Question, resolution: int, channels: int | None) -> _Target:
     device = processes().device
     extractor = load_feature_extractor(question.feature_extractor, question.inception_weights, question.mode, device)
-    reference = load_reference(
-        question.reference,
-        resolution=resolution,
-        channels=channels,
-        split=question.split,
-        extractor=extractor,
-        **question.data,
-    )
+    size = {"resolution": resolution, "channels": channels}
+    reference = _load(load_reference, question, split=question.split, extractor=extractor, **size)
     if reference.images is not None:
         _refuse_single(reference.images)
     kept = (extractor, question.mode, question.cache_dir)
@@ -133,15 +128,24 @@ def _add_classes(target: _Target, question: Question, names: list[str], size: di
         target.by_class = class_statistics(names, images, features)
 
 
+def _load(load: Callable[..., Any], question: Question, **settings: Any) -> Any:
+    """The reference, by `load_images` or `load_reference`."""
+
+    def read(refresh: bool) -> Any:
+        return load(question.reference, **settings, **question.data, refresh_cache=refresh)
+
+    return once_a_machine(read, question.refresh_cache)
+
+
 def _load_split(question: Question, split: str | None, size: dict[str, int]) -> ImageSet:
-    return load_images(question.reference, split=split, **question.data, **size)
+    return _load(load_images, question, split=split, **size)
 
 
 def _load_labelled(question: Question, split: str | None, size: dict[str, int]) -> ImageSet:
     """With labels where there are such; where there are none, and none are asked for, that is said."""
     labels = {"labelled": True, "label_column": question.label_column}
     try:
-        return load_images(question.reference, split=split, **question.data, **size, **labels)
+        return _load(load_images, question, split=split, **size, **labels)
     except ValueError as error:
         if question.by_class or question.label_column:
             raise
@@ -337,7 +341,12 @@ def _measure_folder(question: Question, results: Results):
     if (folder / "config.json").is_file():
         raise FileNotFoundError(f"{str(folder)!r} is a training run that has not finished: it holds no model yet")
     try:
-        images = load_originals(str(folder), whole=True, **question.cache)
+        images = once_a_machine(
+            lambda refresh: load_originals(
+                str(folder), whole=True, cache_dir=question.cache_dir, refresh_cache=refresh
+            ),
+            question.refresh_cache,
+        )
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{str(folder)!r} holds neither a model nor images: {error}") from error
     _refuse_single(images)

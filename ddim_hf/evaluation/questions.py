@@ -109,14 +109,10 @@ class Question:
 
     @property
     def data(self) -> dict[str, Any]:
-        """How the reference's images are read: arguments of `load_images`."""
+        """How the reference's images are read: arguments of `load_images`, all but refresh_cache."""
         names = {"image_column": self.image_column, "config_name": self.dataset_config_name}
         names |= {"revision": self.dataset_revision, "skip_broken": self.skip_broken}
-        return names | {"max_cached_bytes": self.max_cached_bytes} | self.cache
-
-    @property
-    def cache(self) -> dict[str, Any]:
-        return {"cache_dir": self.cache_dir, "refresh_cache": self.refresh_cache}
+        return names | {"max_cached_bytes": self.max_cached_bytes, "cache_dir": self.cache_dir}
 
     @property
     def of_images(self) -> bool:

@@ -1,13 +1,15 @@
 """What distances are taken to: images, whose features are kept by content, or clean-fid's precomputed statistics."""
 
 import hashlib
+import os
 import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock
@@ -145,15 +147,36 @@ def reference_statistics(
 
 
 def reference_features(
-    images: ImageSet | OriginalImages, extractor: FeatureExtractor, cache_dir: str | Path | None = None
+    images: ImageSet | OriginalImages,
+    extractor: FeatureExtractor,
+    cache_dir: str | Path | None = None,
+    batch_size: int = BATCH,
 ) -> np.ndarray:
     """Features of all images, float32 [N, D], kept as `reference_statistics` keeps its own (KID needs them)."""
 
-    def compute(_: Path | None) -> dict[str, np.ndarray]:
-        batches = feature_batches(images, extractor, range(len(images)))
-        return {"features": np.concatenate([features for _, features in batches])}
+    def compute(unfinished: Path | None) -> dict[str, np.ndarray]:
+        with open(unfinished or os.devnull, "a+b") as notes:
+            done = _arrays(notes) if unfinished else []
+            missing = range(sum(map(len, done)), len(images))
+            for _, features in feature_batches(images, extractor, missing, batch_size):
+                np.save(notes, features)
+                notes.flush()
+                done.append(features)
+        return {"features": np.concatenate(done)}
 
     return _kept("features", images, extractor, cache_dir, compute)["features"]
+
+
+def _arrays(file: BinaryIO) -> list[np.ndarray]:
+    """What `np.save` has written to a file, one array after another; a torn one at its end is cut off."""
+    arrays, end = [], 0
+    file.seek(0)
+    with suppress(EOFError, ValueError):
+        while True:
+            arrays.append(np.load(file))
+            end = file.tell()
+    file.truncate(end)
+    return arrays
 
 
 def feature_batches(

@@ -107,7 +107,7 @@ class TrainingRun:
         self.unet, self.scheduler, before = build_model(config)
         check_samplers(config, self.scheduler)
         channels = self.unet.config.in_channels
-        self.images, described = load_split(config, config.split, channels, self.accelerator)
+        self.images, described = load_split(config, config.split, channels)
         names, changes = self.images.label_names, []
         if config.class_conditional:
             check_labels(self.images)
@@ -120,7 +120,7 @@ class TrainingRun:
         self.config = config = replace(config, max_train_steps=config.steps_for(len(self.images)))
         self.held_out = self.held_out_labels = None
         if config.validation_split != "none":
-            self.held_out, _ = load_split(config, config.validation_split, channels, self.accelerator)
+            self.held_out, _ = load_split(config, config.validation_split, channels)
             if config.class_conditional:
                 self.held_out_labels = self.held_out.labels_as(names, f"the labels of split {config.split}")
         share = config.batch_size // self.accelerator.num_processes

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from ..data import ImageDescription, ImageSet, describe_images, describe_source, load_images, open_source
 from ..hub import load_configs
 from ..pipeline_ddim_custom import DDIMCustomPipeline
-from ..processes import COLLECTIVE_LIMIT, gathered, wait_for_all
+from ..processes import COLLECTIVE_LIMIT, gathered, once_a_machine
 from ..reports.provenance import launcher
 from ..scheduling_ddim_custom import DDIMSchedulerCustom
 from ..unet import UNET_CONFIGS
@@ -230,9 +230,7 @@ def _labels(config: TrainingConfig) -> dict[str, Any]:
     return {"labelled": config.class_conditional, "label_column": config.label_column}
 
 
-def load_split(
-    config: TrainingConfig, split: str, channels: int, accelerator: Accelerator
-) -> tuple[ImageSet, ImageDescription]:
+def load_split(config: TrainingConfig, split: str, channels: int) -> tuple[ImageSet, ImageDescription]:
     """Return a split of the run's images, decoded by one process for all of a machine, and what they are.
 
     The others of the machine wait for the cache's lock, which has no limit.
@@ -240,27 +238,25 @@ def load_split(
     Raises as `describe_split`.
     """
     described = describe_split(config, split, channels)
-    refresh, first = config.refresh_cache, accelerator.is_local_main_process
-    if refresh and not first:
-        wait_for_all()  # for the first of each machine, and then take what it leaves
     if described.channels is None:  # on the Hub: it shows only when it is here
         source, split = open_source(config.dataset_name, split, **_options(config))
         described = describe_source(described.kind, described.name, split, source)
         _check_channels(config, described, channels)
-    images = load_images(
-        config.dataset_name,
-        split=split,
-        resolution=config.resolution,
-        channels=channels,
-        **_options(config),
-        **_labels(config),
-        cache_dir=config.cache_dir,
-        refresh_cache=refresh and first,
-        skip_broken=config.skip_broken,
-        max_cached_bytes=config.max_cached_bytes,
+    images = once_a_machine(
+        lambda refresh: load_images(
+            config.dataset_name,
+            split=split,
+            resolution=config.resolution,
+            channels=channels,
+            **_options(config),
+            **_labels(config),
+            cache_dir=config.cache_dir,
+            refresh_cache=refresh,
+            skip_broken=config.skip_broken,
+            max_cached_bytes=config.max_cached_bytes,
+        ),
+        config.refresh_cache,
     )
-    if refresh and first:
-        wait_for_all()
     fingerprints = gathered(images.fingerprint)
     if len(set(fingerprints)) > 1:
         others = [number for number, one in enumerate(fingerprints) if one != fingerprints[0]]

@@ -1,19 +1,21 @@
 """References: kept by content, or clean-fid's own statistics."""
 
 import json
+import os
 import runpy
+import subprocess
 import sys
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from image_files import write_configurations, write_folder
-from training_runs import ROOT
+from training_runs import ROOT, free_port
 
 from ddim_hf.data import load_images
 from ddim_hf.evaluation import evaluate, load_reference, references
 from ddim_hf.evaluation.features import load_feature_extractor
-from ddim_hf.evaluation.references import reference_statistics
+from ddim_hf.evaluation.references import reference_features, reference_statistics
 
 
 def test_the_reference_is_kept_by_content(files, tmp_path):
@@ -29,12 +31,17 @@ def test_the_reference_is_kept_by_content(files, tmp_path):
     assert len(list((tmp_path / "features").glob("*.npz"))) == 1
 
 
-def test_killed_statistics_are_gone_on_with(files, tmp_path, monkeypatch):
-    """A reference whose measuring was killed is measured from the last note on, to the bits of one that was not."""
+def covariance(*arguments):
+    return reference_statistics(*arguments).covariance
+
+
+@pytest.mark.parametrize("measured", [covariance, reference_features])
+def test_killed_references_are_gone_on_with(files, tmp_path, monkeypatch, measured):
+    """A reference whose measuring was killed is measured from where it was on, to the bits of one that was not."""
     monkeypatch.setattr(references, "SAVE_SECONDS", 0.0)
     extractor = load_feature_extractor(files / "features.pt", device="cpu")
     images = load_images("digits", split="test", resolution=8, channels=1)
-    whole = reference_statistics(images, extractor, tmp_path / "whole", batch_size=20)
+    whole = measured(images, extractor, tmp_path / "whole", 20)
     forward, passes = extractor._forward, []
 
     def killed(batch):
@@ -46,10 +53,45 @@ def test_killed_statistics_are_gone_on_with(files, tmp_path, monkeypatch):
     extractor._forward = killed
     for _ in range(2):  # the second goes on
         with pytest.raises(KeyboardInterrupt) if len(passes) < 4 else nullcontext():
-            again = reference_statistics(images, extractor, tmp_path / "killed", batch_size=20)
+            again = measured(images, extractor, tmp_path / "killed", 20)
+        for torn in (tmp_path / "killed/features").glob("features-*unfinished*"):
+            torn.write_bytes(torn.read_bytes() + b"\x93NUMPY torn")
     assert len(passes) == 4 + 6  # of nine batches, three were noted
-    assert np.array_equal(again.mean, whole.mean) and np.array_equal(again.covariance, whole.covariance)
+    assert np.array_equal(again, whole)
     assert len(list((tmp_path / "killed/features").glob("*.npz"))) == 1
+
+
+REFRESHED = """
+import sys, time
+import ddim_hf.data.cache as cache
+from ddim_hf.evaluation import evaluate
+decode, decoded = cache.decode, []
+cache.decode = lambda *image: (decoded.append(1), time.sleep(0.1), decode(*image))[-1]
+folder, reference, output, features, kept = sys.argv[1:]
+settings = dict(cache_dir=kept, feature_extractor=features, num_images=4, num_inference_steps=[2], kid=True)
+evaluate(folder, reference, output, refresh_cache=True, **settings)
+print("decoded", len(decoded))
+"""
+
+
+def test_one_process_of_a_machine_reads_a_reference_again(files, tmp_path):
+    """With refresh_cache one of two processes decodes all of a reference, and the other takes what that one left."""
+    reference = write_folder(tmp_path / "reference")
+    words = [files / "tiny", reference, tmp_path / "results.json", files / "features.pt", tmp_path / "cache"]
+    shared = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", REFRESHED, *map(str, words)],
+            env={**shared, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "10"
+    ]
+    said = [process.communicate(timeout=100)[0] for process in pair]
+    assert ["decoded 0" in said[0], "decoded 5" in said[1]] == [True, True]
+    assert len(json.loads((tmp_path / "results.json").read_text())["results"]) == 2
 
 
 def test_precomputed_statistics_are_cleanfids(monkeypatch, tmp_path, files):

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from image_files import write_configurations
 from PIL import Image
 from training_runs import SCRIPT, save_tiny_model
@@ -90,10 +89,10 @@ def test_the_configuration_of_a_dataset_is_a_setting(tmp_path, own_caches):
     several = write_configurations(tmp_path / "several", small=2, large=5)
     settings = {"dataset_name": str(several), "dataset_config_name": "large", "resolution": 8}
     for refresh in (False, True):
-        images, _ = load_split(TrainingConfig(**settings, refresh_cache=refresh), "train", 3, Accelerator())
+        images, _ = load_split(TrainingConfig(**settings, refresh_cache=refresh), "train", 3)
         assert len(images) == 5
     with pytest.raises(ValueError, match="revision is 'v1'"):
-        load_split(TrainingConfig(**settings, dataset_revision="v1"), "train", 3, Accelerator())
+        load_split(TrainingConfig(**settings, dataset_revision="v1"), "train", 3)
 
 
 VOID = {

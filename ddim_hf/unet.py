@@ -11,6 +11,7 @@ from diffusers import UNet2DModel
 _DDPM = dict(norm_eps=1e-6, downsample_padding=0, flip_sin_to_cos=False, freq_shift=1, attention_head_dim=None)
 _RGB = dict(in_channels=3, out_channels=3, norm_num_groups=32, **_DDPM)
 _SMALL = dict(in_channels=3, out_channels=3, norm_num_groups=8, **_DDPM)
+_NARROW = _SMALL | dict(norm_num_groups=4)
 _GREY = dict(in_channels=1, out_channels=1, norm_num_groups=8, **_DDPM)
 
 
@@ -35,8 +36,8 @@ def block_types(attends: list[bool]) -> dict[str, tuple[str, ...]]:
 UNET_CONFIGS: dict[str, dict[str, Any]] = {
     "digits":       dict(sample_size=8,   dropout=0.0, **_GREY, **_levels(32,  (1, 2),             1, 1)),
     "images-32":    dict(sample_size=32,  dropout=0.0, **_SMALL, **_levels(16, (1, 2, 4, 8),       1, 2)),
-    "images-64":    dict(sample_size=64,  dropout=0.0, **_SMALL, **_levels(32, (1, 2, 3, 4),       1, 3)),
-    "images-128":   dict(sample_size=128, dropout=0.0, **_SMALL, **_levels(32, (1, 1, 2, 3, 4),    1, 4)),
+    "images-64":    dict(sample_size=64,  dropout=0.0, **_SMALL, **_levels(16, (1, 1, 2, 4, 8),    1, 3)),
+    "images-128":   dict(sample_size=128, dropout=0.0, **_NARROW, **_levels(8, (1, 2, 2, 4, 8, 16), 1, 4)),
     "cifar10-64":   dict(sample_size=32,  dropout=0.1, **_RGB,  **_levels(64,  (1, 2, 2, 2),       2, 1)),
     "cifar10-128":  dict(sample_size=32,  dropout=0.1, **_RGB,  **_levels(128, (1, 2, 2, 2),       2, 1)),
     "celebahq-256": dict(sample_size=256, dropout=0.0, **_RGB,  **_levels(128, (1, 1, 2, 2, 4, 4), 2, 4)),

@@ -37,9 +37,11 @@ _DIGITS = dict(
     feature_extractor="none",
     samplers="50:0.0:500:64",
 )
-# One's own images: a small network, and as many steps as the images call for.
+# One's own images: a small network, and as many steps as the images call for. It predicts v (Salimans and Ho 2022),
+# whose loss gives the noise end, where the outlines are decided, more weight than that of eps.
 _IMAGES = dict(
     random_flip=False,
+    prediction_type="v_prediction",
     lr_scheduler="cosine",
     lr_warmup_steps=100,
     ema_decay="0.995",
@@ -54,8 +56,8 @@ _IMAGES = dict(
 RECIPES: dict[str, dict[str, Any]] = {
     "digits":       dict(resolution=8,   batch_size=64,  learning_rate=1e-3, max_train_steps=1_200,   **_DIGITS),
     "images-32":    dict(resolution=32,  batch_size=16,  learning_rate=1e-3, **_IMAGES),
-    "images-64":    dict(resolution=64,  batch_size=32,  learning_rate=5e-4, **_IMAGES),
-    "images-128":   dict(resolution=128, batch_size=32,  learning_rate=3e-4, **_IMAGES),
+    "images-64":    dict(resolution=64,  batch_size=16,  learning_rate=1e-3, **_IMAGES),
+    "images-128":   dict(resolution=128, batch_size=16,  learning_rate=1e-3, **_IMAGES),
     "cifar10-64":   dict(resolution=32,  batch_size=128, learning_rate=2e-4, max_train_steps=800_000, **_CIFAR10),
     "cifar10-128":  dict(resolution=32,  batch_size=128, learning_rate=2e-4, max_train_steps=800_000, **_CIFAR10),
     "celebahq-256": dict(resolution=256, batch_size=64,  learning_rate=2e-5, max_train_steps=500_000, **_CELEBAHQ),
@@ -161,7 +163,7 @@ class TrainingConfig:
         "decay of the averaged weights, or power:SIGMA_REL; several by commas, the first is the result; none"
     )
     seed: int = setting("order, flips, timesteps, noise and first weights are functions of it", 0)
-    prediction_type: str | None = setting("epsilon, v_prediction or sample; the pretrained model's, else epsilon")
+    prediction_type: str | None = setting("epsilon, v_prediction or sample; the pretrained model's if not given, else the recipe's or epsilon")
     beta_schedule: str | None = setting("linear, scaled_linear or squaredcos_cap_v2; the pretrained model's or linear")
     snr_gamma: float | None = setting("weight the loss by min-SNR with this gamma (5 is usual)")
     loss_weighting: str | None = setting(
@@ -213,6 +215,8 @@ class TrainingConfig:
             defaults |= dict(max_train_steps=None, num_train_epochs=None)
         if self.pretrained is None:
             defaults["network"] = self.recipe
+        else:
+            defaults["prediction_type"] = None
         if self.validation_split != "none":
             defaults |= dict(validation_steps=1000, validation_images=1024)
         if self.class_conditional:

@@ -683,14 +683,14 @@ class DDIMCustomPipeline(DiffusionPipeline):
 
         The scheduler's config keeps those that come nearer to the many steps' images than as many plain steps do, and
         with it `save_pretrained`; calls use them by themselves (see `__call__`). Under torch.distributed all processes
-        have to call this; they share the work, up to one block of max_batch_size images for each.
+        have to call this; they share the work, up to one block of 16 images for each.
 
         Args:
             num_inference_steps: every S, from 1 to teacher_steps - 1.
             num_images: noises, at least 2: one half to fit to, one to choose and measure with.
             teacher_steps: plain steps that the few are to do the work of, from 2 to T.
             seed: noise k is drawn from seed + k.
-            max_batch_size: images through the network at once.
+            max_batch_size: images through the network at once, if below 16.
             class_labels: the classes that the schedules are to hold for, which the noises take in turn: a name or
                 number, several, or "all". None is the null class.
             guidance_scale, guidance_interval: as in `__call__`; the schedules hold for these alone.

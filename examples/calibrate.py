@@ -19,7 +19,9 @@ def main():
     parser.add_argument("--teacher_steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="noise k is drawn from seed + k")
     add_class_flags(parser, "those that the schedules are for, or all; none is the null class", guide=False)
-    parser.add_argument("--max_batch_size", type=int, default=64, help="images through the network at once")
+    parser.add_argument(
+        "--max_batch_size", type=int, default=64, help="images through the network at once, if below 16"
+    )
     parser.add_argument("--fast", action="store_true", help="channels-last, compiled, bf16 where it is faster")
     settings = vars(parser.parse_args())
 

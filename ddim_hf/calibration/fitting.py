@@ -9,10 +9,12 @@ this prediction of the network and the two before it, nearer the noise; w_i = (1
 The teacher is DDIM in many steps from the same noise. tau is the path along which single DDIM steps, taken from the
 teacher's states, err least (Chen et al. 2024, GITS, arXiv:2405.11326, choose it by such a table too). The weights then
 lead the student, step after step and each from the state that it has itself come to, as near as they can to the
-teacher's. The first half of the noises is for this fit; the second chooses between paths, and measures the result.
+teacher's, and are then polished together. The first half of the noises is for this fit; the second chooses between
+paths, and measures the result.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,23 +22,24 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..scheduling_ddim_custom import PLAIN, DDIMSchedulerCustom, weigh
+from ..scheduling_ddim_custom import PLAIN, DDIMSchedulerCustom
 from .blocks import Block, in_order, own_blocks
 from .certificate import error, figures
+from .few_steps import FewSteps, Network, Weights, predict
 from .paths import choose_paths, one_step_errors
+from .polishing import plan, polish
 
-GAMMAS = (1.0, 1.15, 1.3)
+GAMMAS = (1.0, 1.15)
 RIDGE = 1e-3
 MAX_ITERATIONS = 10  # of Gauss and Newton's
-
-Network = Callable[[torch.Tensor, torch.Tensor, range], torch.Tensor]
+MOST_IN_A_BLOCK = 16  # images through the network together, so that polishing can do with few of them
 
 
 class Schedule(NamedTuple):
     """The timesteps, descending, and the three weights of each."""
 
     timesteps: list[int]
-    weights: list[list[float]]
+    weights: Weights
 
 
 def fit_schedules(
@@ -52,8 +55,8 @@ def fit_schedules(
 ) -> dict[int, tuple[Schedule, dict[str, Any]]]:
     """Return, for each S, a schedule and its certificate.
 
-    Processes that run under torch.distributed share the blocks of max_batch_size images; all of them have to call
-    this, and all return what one alone would.
+    Processes that run under torch.distributed share the blocks of up to 16 images; all of them have to call this, and
+    all return what one alone would.
 
     Args:
         network: its output for (x, timestep, the images' numbers), of x's shape and the scheduler's prediction_type.
@@ -62,6 +65,7 @@ def fit_schedules(
         num_inference_steps: every S, from 1 to teacher_steps - 1.
         num_images: noises, at least 2.
         teacher_steps: from 2 to T.
+        max_batch_size: images through the network at once, if below 16.
         bar: counts the images that have passed through the network.
 
     Returns:
@@ -70,10 +74,12 @@ def fit_schedules(
         plain.
     """
     scheduler = copy.deepcopy(scheduler)
-    blocks = list(own_blocks(draw, num_images, max_batch_size))
+    size = min(max_batch_size, MOST_IN_A_BLOCK)
+    blocks = list(own_blocks(draw, num_images, size))
+    num_fitted = math.ceil((num_images - num_images // 2) / size)  # blocks of all processes
     fitted, held_out = ([block for block in blocks if block.held_out is half] for half in (False, True))
     bar = tqdm(disable=True) if bar is None else bar
-    bar.total = _passes(fitted, held_out, num_inference_steps, teacher_steps)
+    bar.total = sum(_passes(block, num_inference_steps, teacher_steps, num_fitted, size) for block in blocks)
 
     scheduler.set_timesteps(teacher_steps)
     for block in blocks:
@@ -83,6 +89,10 @@ def fit_schedules(
     paths = {gamma: choose_paths(errors, gamma, max(num_inference_steps)) for gamma in GAMMAS}
 
     measured = {teacher_steps: figures([block.images for block in held_out], held_out)}
+
+    def its_error(candidate: tuple[FewSteps, Weights, dict[str, Any]]) -> float:
+        return error(candidate[2], measured[teacher_steps])
+
     results = {}
     for steps in num_inference_steps:
         counts = [count for count in (steps, 2 * steps, 5 * steps) if count < teacher_steps]
@@ -92,23 +102,32 @@ def fit_schedules(
                 measured[count] = figures([_plain(network, scheduler, block, bar) for block in held_out], held_out)
         candidates = []
         for path in sorted({tuple(paths[gamma][steps]) for gamma in GAMMAS}):
-            schedule, images = fit_weights(network, scheduler, teacher_timesteps, path, fitted, held_out, bar)
-            candidates.append((schedule, figures(images, held_out)))
-        schedule, found = min(candidates, key=lambda candidate: error(candidate[1], measured[teacher_steps]))
+            few = FewSteps(network, scheduler, [teacher_timesteps[state] for state in path], bar)
+            weights, images = fit_weights(few, [*path[1:], teacher_steps], fitted, held_out)
+            candidates.append((few, weights, figures(images, held_out)))
+        few, weights, _ = min(candidates, key=its_error)
+        rounds, count, _ = plan(steps, num_fitted)
+        weights = polish(few, weights, [block for block in fitted if block.start < count * size], rounds)
+        candidates.append((few, weights, figures([few.walk(block, weights) for block in held_out], held_out)))
+        few, weights, found = min(candidates, key=its_error)
         plain = {f"plain {count}": measured[count] for count in counts}
         teacher = {f"teacher {teacher_steps}": measured[teacher_steps]}
-        results[steps] = schedule, {f"calibrated {steps}": found, **plain, **teacher}
+        results[steps] = Schedule(few.tau, weights), {f"calibrated {steps}": found, **plain, **teacher}
     bar.total = bar.n  # paths that coincide were walked once
     bar.refresh()
     return results
 
 
-def _passes(fitted: list[Block], held_out: list[Block], num_inference_steps, teacher_steps: int) -> int:
-    """How many images will pass through the network at most."""
-    fit, rest = (sum(len(block.noise) for block in half) for half in (fitted, held_out))
-    plain = {count for steps in num_inference_steps for count in (steps, 2 * steps, 5 * steps)}
-    plain = sum(count for count in plain if count < teacher_steps)
-    return (fit + rest) * (teacher_steps + len(GAMMAS) * sum(num_inference_steps)) + rest * plain
+def _passes(block: Block, num_inference_steps: Sequence[int], teacher_steps: int, num_fitted: int, size: int) -> int:
+    """How often at most the block's images pass through the network, all together."""
+    passes = teacher_steps + len(GAMMAS) * sum(num_inference_steps)
+    if block.held_out:
+        plain = {count for steps in num_inference_steps for count in (steps, 2 * steps, 5 * steps)}
+        passes += sum(count for count in plain if count < teacher_steps) + sum(num_inference_steps)
+    else:
+        plans = (plan(steps, num_fitted) for steps in num_inference_steps)
+        passes += sum(polishing for _, count, polishing in plans if block.start < count * size)
+    return passes * len(block.noise)
 
 
 # The teacher
@@ -118,7 +137,7 @@ def _follow_teacher(network: Network, scheduler: DDIMSchedulerCustom, block: Blo
     """Sample the block in the scheduler's steps; of the half for the fit keep what the fit looks at."""
     x, states, x0, epsilon = block.noise, [], [], []
     for t in scheduler.timesteps.tolist():
-        output = _predict(network, block, x, t, bar)
+        output = predict(network, block, x, t, bar)
         if not block.held_out:
             states.append(block.seen(x))
             epsilon.append(block.seen(scheduler.predict_epsilon(output, t, x)))
@@ -134,55 +153,31 @@ def _follow_teacher(network: Network, scheduler: DDIMSchedulerCustom, block: Blo
 def _plain(network: Network, scheduler: DDIMSchedulerCustom, block: Block, bar: tqdm) -> torch.Tensor:
     x = block.noise
     for t in scheduler.timesteps.tolist():
-        x = scheduler.step(_predict(network, block, x, t, bar), t, x).prev_sample
+        x = scheduler.step(predict(network, block, x, t, bar), t, x).prev_sample
     return x
-
-
-def _predict(network: Network, block: Block, x: torch.Tensor, t: int, bar: tqdm) -> torch.Tensor:
-    output = network(x, torch.tensor(t, device=x.device), block.numbers)
-    bar.update(len(x))
-    return output
 
 
 # How to step
 
 
 def fit_weights(
-    network: Network,
-    scheduler: DDIMSchedulerCustom,
-    teacher_timesteps: list[int],
-    path: Sequence[int],
-    fitted: list[Block],
-    held_out: list[Block],
-    bar: tqdm,
-) -> tuple[Schedule, list[torch.Tensor]]:
-    """Return the schedule along a path, and the images that it makes of the held-out noises.
+    steps: FewSteps, targets: Sequence[int], fitted: list[Block], held_out: list[Block]
+) -> tuple[Weights, list[torch.Tensor]]:
+    """Return the weights with which each step leads nearest to the teacher's state that is its target, and the images
+    that they make of the held-out noises.
 
-    Every step's weights are fitted when the student has come there. The last step remains DDIM's: free, it would
-    average over what the student cannot know, and blur. A first step where alpha is 0 remains so too, as eps tells
-    nothing there.
+    Every step's weights are fitted when the student has come there.
     """
-    tau = [teacher_timesteps[state] for state in path]
-    targets = [*path[1:], len(teacher_timesteps)]
-    plain, free = copy.deepcopy(scheduler), copy.deepcopy(scheduler)
-    plain.set_timesteps(timesteps=tau)
-    free.register_to_config(prediction_type="epsilon")
-    free.set_timesteps(timesteps=tau)
-
     states = {block: block.noise for block in [*fitted, *held_out]}
     history = {block: [] for block in states}
     weights = []
-    for t, target in zip(tau, targets, strict=True):
-        outputs = {block: _predict(network, block, x, t, bar) for block, x in states.items()}
+    for k, target in enumerate(targets):
+        outputs = {}
         for block, x in states.items():
-            history[block] = [plain.predict_epsilon(outputs[block], t, x), *history[block][:2]]
-        if t == tau[-1] or scheduler.alphas_cumprod[t] == 0:
-            weights.append(list(PLAIN))
-            states = {block: plain.step(outputs[block], t, x).prev_sample for block, x in states.items()}
-            continue
+            outputs[block], history[block] = steps.predict(block, x, k, history[block])
 
-        def stepped(block: Block, w: Sequence[float], t=t, x=states) -> torch.Tensor:
-            return free.step(weigh(w, history[block]), t, x[block]).prev_sample
+        def stepped(block: Block, w: Sequence[float], k=k, x=states, outputs=outputs) -> torch.Tensor:
+            return steps.step(k, x[block], outputs[block], history[block], w)
 
         def residuals(w: np.ndarray, target=target, stepped=stepped) -> dict[int, np.ndarray]:
             return {
@@ -190,10 +185,10 @@ def fit_weights(
                 for block in fitted
             }
 
-        found = gauss_newton(residuals, PLAIN[: min(len(weights) + 1, 3)])
+        found = gauss_newton(residuals, PLAIN[: steps.count_weights(k)]) if steps.count_weights(k) else PLAIN
         weights.append([round(float(w), 6) for w in (*found, 0, 0)][:3])
         states = {block: stepped(block, weights[-1]) for block in states}
-    return Schedule(tau, weights), [states[block] for block in held_out]
+    return weights, [states[block] for block in held_out]
 
 
 def gauss_newton(residuals: Callable[[np.ndarray], dict[int, np.ndarray]], start: Sequence[float]) -> np.ndarray:

@@ -163,7 +163,9 @@ class TrainingConfig:
         "decay of the averaged weights, or power:SIGMA_REL; several by commas, the first is the result; none"
     )
     seed: int = setting("order, flips, timesteps, noise and first weights are functions of it", 0)
-    prediction_type: str | None = setting("epsilon, v_prediction or sample; the pretrained model's if not given, else the recipe's or epsilon")
+    prediction_type: str | None = setting(
+        "epsilon, v_prediction or sample; the pretrained model's if not given, else the recipe's or epsilon"
+    )
     beta_schedule: str | None = setting("linear, scaled_linear or squaredcos_cap_v2; the pretrained model's or linear")
     snr_gamma: float | None = setting("weight the loss by min-SNR with this gamma (5 is usual)")
     loss_weighting: str | None = setting(

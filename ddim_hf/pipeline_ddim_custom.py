@@ -22,7 +22,7 @@ from diffusers.utils import is_accelerate_available
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
-from .calibration import find_schedule, fit_schedules, keep_schedules
+from .calibration import MOST_IN_A_BLOCK, find_schedule, fit_schedules, keep_schedules
 from .fast_sampling import FastNetwork
 from .files import write_text
 from .guidance import (
@@ -726,6 +726,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
         def network(x: torch.Tensor, timestep: torch.Tensor, numbers: range) -> torch.Tensor:
             return self._predict(x, timestep, condition.of(numbers))
 
+        max_batch_size = min(max_batch_size, MOST_IN_A_BLOCK)
         settings = dict(num_images=num_images, teacher_steps=teacher_steps, max_batch_size=max_batch_size)
         with self.progress_bar(total=1) as bar:  # which is set when the work is known
             fitted = fit_schedules(network, self.scheduler, draw, every, bar=bar, **settings)

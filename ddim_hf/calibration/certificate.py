@@ -42,6 +42,8 @@ def error(found: dict[str, Any], teacher: dict[str, Any]) -> float:
     It is their difference times the factor by which their amplitudes are off, the geometric mean over the bands. The
     difference alone prefers blurred images: the mean of what an image may be is nearer to it than another such image.
     """
+    if not math.isfinite(found["rms"]):
+        return math.inf
     # |log(E / E_teacher)| / 2 is the logarithm of that factor in a band
     bands = [(a, b) for a, b in zip(found["bands"], teacher["bands"], strict=True) if b > 0]
     off = [abs(math.log(a / b)) / 2 if a > 0 else math.inf for a, b in bands]

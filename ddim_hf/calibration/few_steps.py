@@ -14,7 +14,7 @@ Weights = list[list[float]]
 
 
 class FewSteps:
-    """Few steps along tau from a block's noise. The scheduler's clipping holds for the network's prediction alone.
+    """Few steps along tau from a block's noise, clipped as the scheduler clips.
 
     Args:
         network, scheduler, bar: as in `fit_schedules`.
@@ -38,10 +38,11 @@ class FewSteps:
     def predict(self, block: Block, x: torch.Tensor, k: int, history: Sequence[torch.Tensor]):
         """Return what the network says of the states before the k-th step, and eps there and before, newest first."""
         output = predict(self.network, block, x, self.tau[k], self.bar)
-        return output, [self._plain.predict_epsilon(output, self.tau[k], x), *history[:2]]
+        single = x.float() if x.dtype == torch.float16 else x  # as the scheduler's own step has it
+        return output, [self._plain.predict_epsilon(output, self.tau[k], single).to(single.dtype), *history[:2]]
 
     def step(self, k: int, x: torch.Tensor, output, history: Sequence[torch.Tensor], w: Sequence[float]):
-        """Return the states after the k-th step."""
+        """Return the states after the k-th step; the network's output counts where the step is plain alone."""
         if self.is_plain[k]:
             return self._plain.step(output, self.tau[k], x).prev_sample
         return self._free.step(weigh(w[: len(history)], history), self.tau[k], x).prev_sample

@@ -14,7 +14,6 @@ paths, and measures the result.
 """
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,10 +28,10 @@ from .few_steps import FewSteps, Network, Weights, predict
 from .paths import choose_paths, one_step_errors
 from .polishing import plan, polish
 
-GAMMAS = (1.0, 1.15)
+GAMMAS = (1.0, 1.15, 1.3)
 RIDGE = 1e-3
 MAX_ITERATIONS = 10  # of Gauss and Newton's
-MOST_IN_A_BLOCK = 16  # images through the network together, so that polishing can do with few of them
+MOST_IN_A_BLOCK = 16  # of a pipeline's calibration, as polishing takes whole blocks, and few where it is dear
 
 
 class Schedule(NamedTuple):
@@ -50,13 +49,13 @@ def fit_schedules(
     *,
     num_images: int = 128,
     teacher_steps: int = 100,
-    max_batch_size: int = 64,
+    max_batch_size: int = MOST_IN_A_BLOCK,
     bar: tqdm | None = None,
 ) -> dict[int, tuple[Schedule, dict[str, Any]]]:
     """Return, for each S, a schedule and its certificate.
 
-    Processes that run under torch.distributed share the blocks of up to 16 images; all of them have to call this, and
-    all return what one alone would.
+    Processes that run under torch.distributed share the blocks of max_batch_size images; all of them have to call
+    this, and all return what one alone would.
 
     Args:
         network: its output for (x, timestep, the images' numbers), of x's shape and the scheduler's prediction_type.
@@ -65,7 +64,6 @@ def fit_schedules(
         num_inference_steps: every S, from 1 to teacher_steps - 1.
         num_images: noises, at least 2.
         teacher_steps: from 2 to T.
-        max_batch_size: images through the network at once, if below 16.
         bar: counts the images that have passed through the network.
 
     Returns:
@@ -74,12 +72,11 @@ def fit_schedules(
         plain.
     """
     scheduler = copy.deepcopy(scheduler)
-    size = min(max_batch_size, MOST_IN_A_BLOCK)
-    blocks = list(own_blocks(draw, num_images, size))
-    num_fitted = math.ceil((num_images - num_images // 2) / size)  # blocks of all processes
+    blocks = list(own_blocks(draw, num_images, max_batch_size))
+    starts = range(0, num_images - num_images // 2, max_batch_size)  # of the fit's blocks, on all processes
     fitted, held_out = ([block for block in blocks if block.held_out is half] for half in (False, True))
     bar = tqdm(disable=True) if bar is None else bar
-    bar.total = sum(_passes(block, num_inference_steps, teacher_steps, num_fitted, size) for block in blocks)
+    bar.total = sum(_passes(block, num_inference_steps, teacher_steps, starts) for block in blocks)
 
     scheduler.set_timesteps(teacher_steps)
     for block in blocks:
@@ -106,9 +103,11 @@ def fit_schedules(
             weights, images = fit_weights(few, [*path[1:], teacher_steps], fitted, held_out)
             candidates.append((few, weights, figures(images, held_out)))
         few, weights, _ = min(candidates, key=its_error)
-        rounds, count, _ = plan(steps, num_fitted)
-        weights = polish(few, weights, [block for block in fitted if block.start < count * size], rounds)
-        candidates.append((few, weights, figures([few.walk(block, weights) for block in held_out], held_out)))
+        rounds, chosen, _ = plan(steps, starts)
+        polished = polish(few, weights, [block for block in fitted if block.start in chosen], rounds)
+        if polished != weights:
+            images = [few.walk(block, polished) for block in held_out]
+            candidates.append((few, polished, figures(images, held_out)))
         few, weights, found = min(candidates, key=its_error)
         plain = {f"plain {count}": measured[count] for count in counts}
         teacher = {f"teacher {teacher_steps}": measured[teacher_steps]}
@@ -118,15 +117,15 @@ def fit_schedules(
     return results
 
 
-def _passes(block: Block, num_inference_steps: Sequence[int], teacher_steps: int, num_fitted: int, size: int) -> int:
+def _passes(block: Block, num_inference_steps: Sequence[int], teacher_steps: int, starts: Sequence[int]) -> int:
     """How often at most the block's images pass through the network, all together."""
     passes = teacher_steps + len(GAMMAS) * sum(num_inference_steps)
     if block.held_out:
         plain = {count for steps in num_inference_steps for count in (steps, 2 * steps, 5 * steps)}
         passes += sum(count for count in plain if count < teacher_steps) + sum(num_inference_steps)
     else:
-        plans = (plan(steps, num_fitted) for steps in num_inference_steps)
-        passes += sum(polishing for _, count, polishing in plans if block.start < count * size)
+        plans = (plan(steps, starts) for steps in num_inference_steps)
+        passes += sum(polishing for _, chosen, polishing in plans if block.start in chosen)
     return passes * len(block.noise)
 
 

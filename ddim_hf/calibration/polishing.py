@@ -6,6 +6,8 @@ arXiv:2403.01329, there by gradients through the sampler). How the images change
 for which the steps after the weight's own are taken again.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -14,20 +16,23 @@ from .blocks import Block, in_order
 from .few_steps import FewSteps, Weights
 
 ROUNDS = 3
-MOST_PASSES = 120  # of a noise of the fit, on average: longer schedules take fewer rounds, and then fewer noises
+MOST_PASSES = 150  # of a noise of the fit, on average: longer schedules take fewer rounds, then fewer blocks, of which
+# one remains
 MOST_STEPS = 20  # beyond, a block of noises would take thousands of passes for what is hardly worse before
 CHANGE = 0.02  # of a weight, that shows in bf16 too
-DAMPINGS = (1e-4, 1e-3, 1e-2)  # of the mean squared slope
+DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the weights' mean squared slope
 
 
-def plan(steps: int, num_blocks: int) -> tuple[int, int, int]:
-    """Return how many rounds are made, on how many blocks, and how often at most an image of these passes through."""
+def plan(steps: int, starts: Sequence[int]) -> tuple[int, set[int], int]:
+    """Return how many rounds are made, on which of the fit's blocks, by their first images' numbers, and how often at
+    most an image of these passes through the network."""
     if steps > MOST_STEPS:
-        return 0, 0, 0
+        return 0, set(), 0
     again = sum(min(k + 1, len(PLAIN)) * (steps - 1 - k) for k in range(steps))
     passes = steps + again + len(DAMPINGS) * steps
     rounds = min(ROUNDS, max(1, MOST_PASSES // passes))
-    return rounds, min(num_blocks, max(1, num_blocks * MOST_PASSES // passes)), rounds * passes
+    count = min(len(starts), max(1, len(starts) * MOST_PASSES // passes))
+    return rounds, {starts[i * len(starts) // count] for i in range(count)}, rounds * passes
 
 
 def polish(steps: FewSteps, weights: Weights, blocks: list[Block], rounds: int) -> Weights:
@@ -43,19 +48,22 @@ def polish(steps: FewSteps, weights: Weights, blocks: list[Block], rounds: int) 
         gram, size = (sum(parts) for parts in zip(*in_order(products), strict=True))
         gram = gram / size
         slopes, gradient, square = gram[:-1, :-1], gram[:-1, -1], gram[-1, -1]
-        if not np.trace(slopes) > 0:  # all is clipped
+        diagonal = np.diag(slopes)
+        if not (np.isfinite(gram).all() and diagonal.any()):  # all is clipped
             break
-        tried = []
+        nearest, before = square, weights
         for damping in DAMPINGS:
             # (J^T J + damping) change = -J^T r
-            damped = slopes + damping * np.trace(slopes) / len(slopes) * np.eye(len(slopes))
-            moved = _changed(steps, weights, np.linalg.solve(damped, -gradient))
+            damped = slopes + damping * diagonal.mean() * np.eye(len(slopes))
+            moved = _changed(steps, before, np.linalg.solve(damped, -gradient))
             distances = {block.start: _distance(steps.walk(block, moved), block) for block in blocks}
-            tried.append((sum(float(r @ r) for r in in_order(distances)) / size, moved))
-        best, moved = min(tried)
-        if not best < square:
+            found = sum(float(r @ r) for r in in_order(distances)) / size
+            if found < nearest:
+                nearest, weights = found, moved
+            elif nearest < square:  # smaller steps than the best one lead less far
+                break
+        if not nearest < square:
             break
-        weights = moved
     return weights
 
 
@@ -64,13 +72,13 @@ def _slopes_and_distance(steps: FewSteps, block: Block, weights: Weights) -> np.
     x, history, before = block.noise, [], []
     for k, w in enumerate(weights):
         output, history = steps.predict(block, x, k, history)
-        before.append((x, output, history))
+        before.append((x, history))
         x = steps.step(k, x, output, history, w)
     distance, rows = _distance(x, block), []
     for k, w in enumerate(weights):
         for j in range(steps.count_weights(k)):
-            x, output, history = before[k]
-            x = steps.step(k, x, output, history, [value + CHANGE * (i == j) for i, value in enumerate(w)])
+            x, history = before[k]
+            x = steps.step(k, x, None, history, [value + CHANGE * (i == j) for i, value in enumerate(w)])
             x = steps.walk(block, weights, k + 1, x, history)
             rows.append((_distance(x, block) - distance) / CHANGE)
     return np.stack([*rows, distance])

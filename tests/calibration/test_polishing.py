@@ -1,13 +1,17 @@
 """All weights of a schedule at once, by the images that it ends in."""
 
+import math
+
 import numpy as np
+import pytest
 import torch
-from calibration_data import draw, mixture
+from calibration_data import draw, mixture, rms, sample_plainly
 from tqdm.auto import tqdm
 
 from ddim_hf import DDIMSchedulerCustom
 from ddim_hf.calibration import fit_schedules, fitting, polishing
 from ddim_hf.calibration.blocks import Block
+from ddim_hf.calibration.certificate import error
 from ddim_hf.calibration.few_steps import FewSteps
 
 SETTINGS = dict(num_images=64, teacher_steps=100)
@@ -74,3 +78,26 @@ def test_the_bar_knows_how_long_it_takes():
         bar = Bar(disable=True)
         fit_schedules(mixture(scheduler), scheduler, draw, steps, bar=bar, max_batch_size=7, **SETTINGS)
         assert 0.6 * bar.announced < bar.count <= bar.announced
+
+
+def test_half_precision_is_fitted_as_it_is_sampled():
+    """With states in float16 and a first step where 1 / sqrt(alpha) is 20,291, the certificate is what the pipeline's
+    own scheduler makes of the schedule."""
+    scheduler = DDIMSchedulerCustom(beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing")
+    network = mixture(scheduler)
+    noises = lambda numbers: draw(numbers).half()  # noqa: E731
+    fitted = fit_schedules(network, scheduler, noises, [5], num_images=16, teacher_steps=50)
+    schedule, certificate = fitted[5]
+    x = noises(range(8, 16))
+    teacher = sample_plainly(network, scheduler, 50, x)
+    scheduler.set_timesteps(timesteps=schedule.timesteps, weights=schedule.weights)
+    for t in schedule.timesteps:
+        x = scheduler.step(network(x, torch.tensor(t)), t, x).prev_sample
+    pixels, wanted = ((y.double() / 2 + 0.5).clamp(0, 1) for y in (x, teacher))
+    assert certificate["calibrated 5"]["rms"] == pytest.approx(rms(pixels - wanted), rel=0.05)
+
+
+def test_no_number_is_worse_than_any_other():
+    """Images that are not finite have an infinite error, and are never kept."""
+    teacher = {"rms": 0.0, "std": 0.3, "bands": [0.04, 0.04, 0.01]}
+    assert error({"rms": math.nan, "std": math.nan, "bands": [math.nan] * 3}, teacher) == math.inf

@@ -19,7 +19,7 @@ from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import CLASS_FLAGS, add_class_flags, run, take_classes
 from ddim_hf.data.decoding import decode
 from ddim_hf.files import whole_file, write_text
-from ddim_hf.images import image_grid, pixels_to_pil
+from ddim_hf.images import image_grid, label_rows, pixels_to_pil
 
 
 def read_image(path: str, channels: int, resolution: int) -> Image.Image:
@@ -66,8 +66,11 @@ def main():
     ).images
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    ends = [Path(path).name for path in args.images] if args.images else [f"seed {seed}" for seed in corners]
+    rows = [f"{left} to {right}" for left, right in zip(ends[::2], ends[1::2], strict=True)]
+    labels = rows if len(rows) == 1 else [rows[0], *[""] * (args.num_images - 2), rows[1]]
     with whole_file(args.output_dir / "interpolate.png") as file:
-        image_grid(images, args.num_images).save(file)
+        label_rows(image_grid(images, args.num_images), labels).save(file)
     with whole_file(args.output_dir / "interpolate.gif") as file:
         export_to_gif([image_grid([image], side=96) for image in images], str(file), fps=6)
     report = {

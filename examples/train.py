@@ -40,9 +40,12 @@ def main():
     parser.add_argument(
         "--list_recipes", action=ListRecipes, nargs=0, default=argparse.SUPPRESS, help="print all recipes, and stop"
     )
+    if said := answer(sys.argv[1:]):  # before what else may be wrong
+        parser.error(said)
     config, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     if unknown:
-        parser.error(answer(unknown))
+        flags = [word.split("=")[0] for word in unknown if word.startswith("-")]
+        parser.error(f"unknown: {' '.join(flags or unknown)}")
     try:
         train(config)
     except TrainingStopped:

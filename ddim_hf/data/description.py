@@ -117,7 +117,7 @@ def describe_source(kind: str, name: str, split: str | None, source: Source) -> 
 def _describe(
     kind: str, name: str, split: str | None, count: int | None, images: Iterable[Image.Image]
 ) -> ImageDescription:
-    seen = [(image.mode, image.size) for image in images]
+    seen = [(_mode(image), image.size) for image in images]
     modes = tuple(mode for mode, _ in Counter(mode for mode, _ in seen).most_common())
     sizes = [size for _, size in seen]
     smallest, largest = (tuple(map(of, zip(*sizes, strict=True))) if sizes else None for of in (min, max))
@@ -207,3 +207,9 @@ def _count(files: list[str]) -> int | None:
     if suffixes == {".parquet"}:
         return sum(read_metadata(file).num_rows for file in files)
     return len(files) if suffixes <= set(IMAGE_SUFFIXES) else None
+
+
+def _mode(image: Image.Image) -> str:
+    """Pillow's mode; one with alpha also where a PNG says in another way which colour is transparent."""
+    marked = "transparency" in image.info and image.mode in ("L", "P", "RGB")
+    return image.mode + "A" * marked

@@ -387,7 +387,13 @@ def _allow(name: str, value: Any, allowed: Any):
 def _sample_size(file: str) -> int | None:
     """The side of the images of a UNet2DModel config in a file, where it says one."""
     try:
-        size = json.loads(Path(file).read_text()).get("sample_size")
+        return square_size(json.loads(Path(file).read_text()).get("sample_size"))
     except (ValueError, AttributeError):  # said when the network is built
         return None
-    return size if isinstance(size, int) else None
+
+
+def square_size(size: Any) -> int | None:
+    """The side that UNet2DModel's sample_size means, a number or two; None for anything but a square."""
+    if isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1]:
+        size = size[0]
+    return size if type(size) is int and size > 0 else None

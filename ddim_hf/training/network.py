@@ -10,7 +10,22 @@ from diffusers import UNet2DModel
 
 from ..unet import UNET_CONFIGS, block_types
 from .classes import null_labels
-from .config import TrainingConfig
+from .config import TrainingConfig, square_size
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+# What a file's keys that are reckoned with have to be; all others are left to UNet2DModel.
+KEYS = {
+    "sample_size": (lambda size: size is None or square_size(size), "a whole number from 1, or two that are equal"),
+    "block_out_channels": (
+        lambda every: isinstance(every, list) and every and all(map(_is_whole, every)),
+        "a list of whole numbers from 1",
+    ),
+    "norm_num_groups": (_is_whole, "whole numbers from 1"),
+}
 
 
 def new_network(config: TrainingConfig) -> UNet2DModel:
@@ -37,6 +52,9 @@ def _read(file: Path) -> dict[str, Any]:
     unknown = sorted(set(layout) - known)
     if unknown:
         raise ValueError(f"network is {file} and has {', '.join(unknown)}; allowed: config keys of UNet2DModel")
+    for key, (fits, allowed) in KEYS.items():
+        if key in layout and not fits(layout[key]):
+            raise ValueError(f"network is {file} and has {key} {json.dumps(layout[key])}; allowed: {allowed}")
     return {"in_channels": 3, "out_channels": 3} | layout
 
 

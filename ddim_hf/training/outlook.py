@@ -82,6 +82,11 @@ def _misfits(config: TrainingConfig, count: int | None) -> list[str]:
             "warning: label_dropout 0: the null class is not trained, and guidance and samples without a class "
             f"{without} (--label_dropout 0.1)"
         )
+    if count is not None and config.steps_for(count) <= config.lr_warmup_steps:
+        said.append(
+            f"warning: {counted(config.steps_for(count), 'step')}, and {config.lr_warmup_steps:,} of warm-up: the "
+            f"learning rate never comes to its peak (--lr_warmup_steps {config.steps_for(count) // 10})"
+        )
     if count is not None and count < config.batch_size:
         said.append(
             f"warning: {counted(count, 'image')}, fewer than a batch of {config.batch_size}: a step takes some twice "

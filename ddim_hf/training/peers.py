@@ -30,11 +30,8 @@ FLAGS_OF_DIFFUSERS = {
 }
 
 
-def answer(unknown: list[str]) -> str:
-    """Return what to say of the arguments that a command line has too many."""
-    flags = [word.split("=")[0] for word in unknown if word.startswith("-")]
-    theirs = [flag for flag in flags if flag in FLAGS_OF_DIFFUSERS]
-    if theirs:
-        ours = FLAGS_OF_DIFFUSERS[theirs[0]].replace("`", "")
-        return f"{theirs[0]} is a flag of diffusers' train_unconditional.py; here: {ours}"
-    return f"unknown: {' '.join(flags or unknown)}"
+def answer(words: list[str]) -> str | None:
+    """Return what to say of the flags of theirs that a command line has; None if it has none."""
+    flags = ["--" + word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+    theirs = [f"{flag} ({FLAGS_OF_DIFFUSERS[flag].replace('`', '')})" for flag in flags if flag in FLAGS_OF_DIFFUSERS]
+    return f"called otherwise here than in diffusers' train_unconditional.py: {', '.join(theirs)}" if theirs else None

@@ -206,13 +206,17 @@ def test_flags_of_diffusers_script_are_answered_with_ours(monkeypatch, capsys):
     ours = {f"--{name}" for name in TrainingConfig.__dataclass_fields__}
     for flag, text in FLAGS_OF_DIFFUSERS.items():
         assert flag not in ours and set(re.findall(r"--\w+", text)) <= ours
-    for word in ("--train_data_dir=images", "--train_data_dir"):
+    for word in ("--train_data_dir=images", "--train_data_dir", "--train-data-dir"):
         assert train(monkeypatch, word, "images") == 2
         said = capsys.readouterr().err
-        assert (
-            said.count("\n") == 1 and "--train_data_dir is a flag of diffusers'" in said and "--dataset_name" in said
-        )
-    assert train(monkeypatch, "--batch_size", 4, "--use_ema") == 2 and "--ema_decay" in capsys.readouterr().err
+        assert said.count("\n") == 1 and "diffusers'" in said
+        assert "--train_data_dir (--dataset_name, which takes a folder too)" in said
+    # All of them at once, and before what else is wrong.
+    assert train(monkeypatch, "--recipe", "images-64", "--num_epochs", 4, "--use_ema", "--lr_scheduler", "linear") == 2
+    said = capsys.readouterr().err
+    assert "--num_epochs (--num_train_epochs), --use_ema (--ema_decay" in said and said.count("\n") == 1
+    assert train(monkeypatch, "--batch_size", 4, "--colour", "red") == 2
+    assert "unknown: --colour" in capsys.readouterr().err
 
 
 def test_recipes_are_listed(monkeypatch, capsys):

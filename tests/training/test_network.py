@@ -45,6 +45,10 @@ def test_flags_change_the_network():
 WRONG = {
     "is not JSON": ("{", {}),
     "holds no object": ("[3]", {}),
+    r"has block_out_channels \[32, \"64\"\]; allowed: a list of": ('{"block_out_channels": [32, "64"]}', {}),
+    "has block_out_channels null; allowed: a list of": ('{"block_out_channels": null}', {}),
+    "has norm_num_groups 0; allowed: whole numbers from 1": ('{"norm_num_groups": 0}', {}),
+    r"has sample_size \[64, 32\]; allowed: a whole number from 1, or two": ('{"sample_size": [64, 32]}', {}),
     "has colour, depth; allowed: config keys of UNet2DModel": ('{"colour": 1, "depth": 2}', {}),
     r"in_channels and out_channels \(4, 4\); allowed": ('{"in_channels": 4, "out_channels": 4}', {}),
     "does not work at 32 x 32 pixels": ('{"down_block_types": ["DownBlock3D"]}', {}),
@@ -73,6 +77,13 @@ def test_a_wrong_network_is_one_line(tmp_path, message):
     with pytest.raises((ValueError, OSError), match=message) as error:
         describe_model(TrainingConfig(**flags, **OWN))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [64, [64, 64]])
+def test_a_files_size_is_the_runs(tmp_path, size):
+    """A network's file says the resolution, as a number or as two."""
+    (tmp_path / "mine.json").write_text(json.dumps(dict(build_unet("images-64").config) | {"sample_size": size}))
+    assert TrainingConfig(network=str(tmp_path / "mine.json"), dataset_name="my/images").resolution == 64
 
 
 def test_the_layout_of_published_files_is_taken(tmp_path):

@@ -50,8 +50,18 @@ def test_what_changes_or_does_not_fit_is_said(tmp_path):
     ):
         assert words in line
     assert len(said(folder_of(tmp_path / "fit", [(64, 64)] * 32))) == 1
-    colour = said(folder_of(tmp_path / "colour", [(8, 8)] * 64), recipe="digits", max_train_steps=9)
+    short = said(folder_of(tmp_path / "short", [(64, 64)] * 16), max_train_steps=90)
+    assert "90 steps, and 100 of warm-up" in short[1] and "--lr_warmup_steps 9)" in short[1] and len(short) == 2
+    colour = said(folder_of(tmp_path / "colour", [(8, 8)] * 64), recipe="digits", max_train_steps=90)
     assert "8 x 8;" in colour[0] and colour[1:] == ["note: the images are in colour, and are made grey"]
+
+
+def test_a_transparent_colour_of_a_palette_is_transparency(tmp_path):
+    """A PNG that names one colour of its palette as transparent, as icons do, is laid on white, and that is said."""
+    place = folder_of(tmp_path / "images", [(64, 64)] * 32)
+    for file in (tmp_path / "images").rglob("*.png"):
+        Image.open(file).convert("P").save(file, transparency=0)
+    assert said(place)[1:] == ["note: transparent images are laid on white"]
 
 
 def test_a_null_class_that_is_not_trained_is_said(tmp_path):

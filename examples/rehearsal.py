@@ -53,8 +53,9 @@ NOT_SHOWN = (
 
 
 def private_memory() -> int:
-    """Bytes of this process that no other shares: without the pages of the cache's file."""
-    return psutil.Process().memory_full_info().uss
+    """Bytes of this process beside the pages of files, such as the cache's: those are the system's to drop."""
+    info = psutil.Process().memory_info()
+    return info.rss - getattr(info, "shared", 0)  # "shared" is what Linux calls pages of files
 
 
 def read_from_disk() -> int | None:

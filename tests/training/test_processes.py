@@ -254,10 +254,12 @@ def assert_same_run(folder: Path, one: Path, best: Path):
 
 
 def test_two_processes_under_the_launcher(digits, tmp_path):
-    """accelerate launch with two processes: within 1e-4 of one process on every weight, the same distances."""
+    """accelerate launch with two processes: within 1e-4 of one process on every weight, the same distances. That they
+    share the CPU is said once."""
     one, words = digits
     text = ended(launch([*words, "--output_dir", str(tmp_path / "run")], "--multi_gpu", "--main_process_port", "0"))
     assert '"num_processes": 2' in (tmp_path / "run" / "config.json").read_text(), text
+    assert text.count("no GPU is used: 2 processes share the CPU") == 1
     assert_same_run(tmp_path / "run", one, best=one / "best-2-1")
 
 

@@ -86,3 +86,15 @@ def test_a_rehearsal_in_two_calls(monkeypatch, tmp_path, settings, capsys):
     assert (tmp_path / "out/rehearsal.json").stat().st_mtime_ns == before
     assert rehearse(monkeypatch, tmp_path, *settings, "--train_steps", 10) == 2
     assert "train_steps 8 there, 10 asked for" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the pages of files are not told apart")
+def test_pages_of_the_cache_are_not_private(tmp_path):
+    """Pages of a mapped file are not counted as the process's own memory, though no other process maps them."""
+    private_memory = runpy.run_path(str(SCRIPT))["private_memory"]
+    np.zeros(2**26, np.uint8).tofile(tmp_path / "pixels")
+    before = private_memory()
+    pixels = np.memmap(tmp_path / "pixels", mode="r")
+    assert pixels.sum() == 0 and private_memory() - before < 2**24
+    own = np.ones(2**26, np.uint8)
+    assert own.sum() == 2**26 and private_memory() - before > 2**25

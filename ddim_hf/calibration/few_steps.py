@@ -14,7 +14,7 @@ Weights = list[list[float]]
 
 
 class FewSteps:
-    """Few steps along tau from a block's noise, clipped as the scheduler clips.
+    """Few steps along tau from a block's noise, clipped as the scheduler clips. States and eps are [B, C, H, W].
 
     Args:
         network, scheduler, bar: as in `fit_schedules`.

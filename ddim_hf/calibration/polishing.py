@@ -16,8 +16,8 @@ from .blocks import Block, in_order
 from .few_steps import FewSteps, Weights
 
 ROUNDS = 3
-MOST_PASSES = 150  # of a noise of the fit, on average: longer schedules take fewer rounds, then fewer blocks, of which
-# one remains
+# Passes of a noise of the fit, on average: longer schedules take fewer rounds, then fewer blocks, but one at least.
+MOST_PASSES = 150
 MOST_STEPS = 20  # beyond, a block of noises would take thousands of passes for what is hardly worse before
 CHANGE = 0.02  # of a weight, that shows in bf16 too
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the weights' mean squared slope

@@ -85,7 +85,10 @@ def test_half_precision_is_fitted_as_it_is_sampled():
     own scheduler makes of the schedule."""
     scheduler = DDIMSchedulerCustom(beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing")
     network = mixture(scheduler)
-    noises = lambda numbers: draw(numbers).half()  # noqa: E731
+
+    def noises(numbers):
+        return draw(numbers).half()
+
     fitted = fit_schedules(network, scheduler, noises, [5], num_images=16, teacher_steps=50)
     schedule, certificate = fitted[5]
     x = noises(range(8, 16))

@@ -39,6 +39,8 @@ class OneProcess:
 def processes() -> Any:
     """The processes that `accelerate launch` or `torchrun` has started (accelerate's PartialState).
 
+    The first call, which all of them have to make, sets them up.
+
     Raises ImportError where there are several and accelerate, which they need, is not installed.
     """
     try:
@@ -49,7 +51,11 @@ def processes() -> Any:
         return OneProcess()
     # accelerate must be told of CPUs.
     wanted = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    return PartialState(cpu=wanted or not torch.accelerator.is_available(), timeout=COLLECTIVE_LIMIT)
+    new = not PartialState._shared_state
+    state = PartialState(cpu=wanted or not torch.accelerator.is_available(), timeout=COLLECTIVE_LIMIT)
+    if new:  # the first holds the addresses by which the others are still connecting: it must not end before
+        wait_for_all()
+    return state
 
 
 @cache

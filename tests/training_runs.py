@@ -115,6 +115,7 @@ def _script(
     file_size: int | None,
     folder: Path | None,
     before: Callable[[], None] | None,
+    script: Path,
 ):
     descriptor = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(descriptor, 1)
@@ -132,12 +133,13 @@ def _script(
         os.chdir(folder)
     if before is not None:
         before()
-    sys.argv = [str(SCRIPT), *words]
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    sys.argv = [str(script), *words]
+    runpy.run_path(str(script), run_name="__main__")
 
 
 class Run:
-    """examples/train.py in a process of its own, with `folder` as its working folder and after a call of `before`."""
+    """A script, examples/train.py, in a process of its own, with `folder` as its working folder and after a call of
+    `before`."""
 
     def __init__(
         self,
@@ -147,9 +149,10 @@ class Run:
         file_size: int | None = None,
         folder: Path | None = None,
         before: Callable[[], None] | None = None,
+        script: Path = SCRIPT,
     ):
         self.output = Path(output)
-        arguments = (words, self.output, environment or {}, file_size, folder, before)
+        arguments = (words, self.output, environment or {}, file_size, folder, before, script)
         self.process = FORKS.Process(target=_script, args=arguments)
         self.process.start()
 
@@ -176,6 +179,7 @@ def run_pair(
     words: list[str],
     folders: tuple[Path | None, Path | None] = (None, None),
     before: Callable[[], None] | None = None,
+    script: Path = SCRIPT,
 ) -> list[Run]:
     """Two processes of one run, as the launcher starts them, perhaps each with a working folder of its own."""
     shared = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
@@ -187,6 +191,7 @@ def run_pair(
             {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             folder=folders[rank],
             before=before,
+            script=script,
         )
         for rank in (0, 1)
     ]

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from ..data import ImageDescription, ImageSet, describe_images, describe_source, load_images, open_source
 from ..hub import load_configs
 from ..pipeline_ddim_custom import DDIMCustomPipeline
-from ..processes import COLLECTIVE_LIMIT, gathered, once_a_machine
+from ..processes import COLLECTIVE_LIMIT, gathered, once_a_machine, wait_for_all
 from ..reports.provenance import launcher
 from ..scheduling_ddim_custom import DDIMSchedulerCustom
 from ..unet import UNET_CONFIGS
@@ -64,6 +64,7 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
         log_with=None if config.logger == "none" else config.logger,
         project_dir=config.output_dir,
     )
+    wait_for_all()  # as in `processes`
     if config.logger != "none" and not accelerator.log_with:
         raise ImportError(f"logger {config.logger} is not installed; allowed: pip install {config.logger}, or none")
     if accelerator.mixed_precision not in PRECISIONS:

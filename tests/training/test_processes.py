@@ -207,6 +207,33 @@ def test_what_shared_weights_do_not_take(model, tmp_path):
     assert "error: launched with FSDP and channels_last True; allowed with it: (None, False)" in pair[0].text()
 
 
+def slow_to_come():
+    """The second of two processes is still being set up when the first is ready."""
+    begin = torch.distributed.init_process_group
+
+    def begin_slowly(*args, **keywords):
+        begin(*args, **keywords)
+        if os.environ["RANK"] == "1":
+            time.sleep(2)
+            Path("ready").touch()
+
+    torch.distributed.init_process_group = begin_slowly
+
+
+def test_no_process_ends_while_another_is_set_up(model, tmp_path):
+    """The first of two, by whose addresses the second still connects, says its error when both are ready: else the
+    second would end with a traceback."""
+    training = run_pair(tmp_path, flags(model, tmp_path / "run", batch_size=15), (tmp_path,) * 2, before=slow_to_come)
+    assert training[0].wait() == 2 and (tmp_path / "ready").exists()
+    assert training[1].wait() == 2
+
+    (tmp_path / "ready").unlink()
+    words = [str(model), "--num_images", "0", "--output_dir", str(tmp_path / "images")]
+    sampling = run_pair(tmp_path, words, (tmp_path,) * 2, before=slow_to_come, script=SCRIPT.with_name("sample.py"))
+    assert sampling[0].wait() == 2 and (tmp_path / "ready").exists()
+    assert sampling[1].wait() == 2
+
+
 def test_processes_that_do_not_divide_the_batch(model, tmp_path):
     """A batch size that two processes cannot share ends both with one line and code 2."""
     pair = run_pair(tmp_path, flags(model, tmp_path / "run", batch_size=15))

@@ -854,9 +854,12 @@ class DDIMCustomPipeline(DiffusionPipeline):
             )
         if self.config.get("id2label"):
             self.register_to_config(id2label=self.id2label)  # of the network that is there now
+        from .hub.weights import remove_replaced
+
         to_hub = ("repo_id", "commit_message", "private", "token", "create_pr")
         push = {key: kwargs.pop(key) for key in to_hub if key in kwargs}
         super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size, **kwargs)
+        remove_replaced(Path(save_directory, "unet"), variant, "safetensors" if safe_serialization else "bin")
         _write_stock_names(Path(save_directory))
         (_pickled_here.discard if safe_serialization else _pickled_here.add)(_resolved(save_directory))
         if push_to_hub:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from diffusers import UNet2DModel
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import RepoCard
 from huggingface_hub.repocard_data import CardData
@@ -11,8 +12,9 @@ from huggingface_hub.repocard_data import CardData
 from ..files import read_json
 from ..reports.markdown import grid, shown, table
 from ..reports.metrics import CELL, DISTANCES, GENERAL, MEASURED, NAMES
+from ..unet import weights_hash
 from .redaction import redact, redact_command
-from .weights import count_parameters, main_weights
+from .weights import count_parameters, main_weights, variant_of
 
 BEGIN = "<!-- ddim_hf:begin (each push rewrites what stands between these two marks, and nothing else) -->"
 END = "<!-- ddim_hf:end -->"
@@ -38,7 +40,11 @@ PROTOCOL = {
     "images_hash": "images {}",
     "weights_hash": "weights {}",
 }
-HEADLINE_PROTOCOL = ("num_images", "num_inference_steps", "eta", "guidance_scale", "tau", "mode")
+HEADLINE_PROTOCOL = [
+    *("num_images", "num_inference_steps", "eta", "variance", "guidance_scale", "guidance_interval", "tau", "mode"),
+    "seed",
+]
+HEADLINE_DEFAULTS = {"variance": "sigma", "seed": 0}  # which are not said
 NO_PROTOCOL = ("metric", "model", "feature_extractor", *MEASURED, *CELL)
 HASH = re.compile(r"[0-9a-f]{32,}")  # shortened to its first 12 digits
 
@@ -69,6 +75,7 @@ IDLE = [
 ]
 STOCK = "diffusers' own pipeline"
 UNMEASURED = "No metric has been measured on this model."
+OF_OTHERS = "Measured too, but not on these weights:"
 
 LOAD = """```python
 from ddim_hf import DDIMCustomPipeline
@@ -146,8 +153,9 @@ def model_card(
     config, rows = _recorded(folder / "config.json"), _recorded(folder / "results.json").get("results", [])
     rows = [row for row in rows if not str(row.get("implementation")).startswith("real images")]  # not the model's
     scheduler = _recorded(folder / "scheduler/scheduler_config.json")
-    data = _metadata(name, license, config, _headlines(rows, scheduler.get("skip_type", "uniform")))
-    body = f"{BEGIN}\n{_body(folder, repo_id, config, scheduler, rows)}\n{END}"
+    own, others = _by_weights(rows, folder / "unet")
+    data = _metadata(name, license, config, _headlines(own, scheduler.get("skip_type", "uniform")))
+    body = f"{BEGIN}\n{_body(folder, repo_id, config, scheduler, own, others)}\n{END}"
     if not existing:
         return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
 
@@ -175,6 +183,20 @@ def _merged(names: set[str], ours: dict, theirs: dict) -> dict:
     index = [entry for entry in theirs.get("model-index") or [] if entry.get("name") not in names]
     merged["model-index"] = index + ours.get("model-index", []) or None
     return merged
+
+
+def _by_weights(rows: list[dict], unet: Path) -> tuple[list[dict], list[dict]]:
+    """The rows of the weights in `unet`, and the others: of earlier weights, of another model, of some images.
+
+    Rows from before version 0.2 do not tell whose they are, and count as the model's own.
+    """
+    if not any(row.get("weights_hash") for row in rows):
+        hash_here = None
+    else:  # as an evaluation loads them
+        variant = variant_of(main_weights(unet)[0].name)
+        hash_here = weights_hash(UNet2DModel.from_pretrained(unet, variant=variant, use_safetensors=True))
+    own = [row for row in rows if (row.get("weights_hash") or row.get("images_hash")) in (None, hash_here)]
+    return own, [row for row in rows if row not in own]
 
 
 def _recorded(file: Path) -> dict[str, Any]:
@@ -216,7 +238,13 @@ def _headlines(rows: list[dict], tau: str) -> list[dict]:
 def _eval_result(row: dict, datasets: list[str]) -> EvalResult:
     reference, steps = redact(row.get("reference") or "the training images"), row.get("num_inference_steps")
     guided = "" if row.get("guidance_scale") in (None, 1) else f", guidance = {row['guidance_scale']:g}"
-    sampler = "" if steps is None else f" (S = {steps}, eta = {row.get('eta') or 0:g}{guided})"
+    if interval := row.get("guidance_interval"):
+        guided += f" at timesteps {interval[0]:g} to {interval[1]:g}"
+    noise = f"{'sigma_hat, ' * (row.get('variance') == 'sigma_hat')}eta = {row.get('eta') or 0:g}"
+    sampler = "" if steps is None else f" (S = {steps}, {noise}{guided})"
+    args = {
+        key: redact(row[key]) for key in HEADLINE_PROTOCOL if row.get(key) not in (None, HEADLINE_DEFAULTS.get(key))
+    }
     return EvalResult(
         task_type=TASK,
         dataset_type=reference if reference in datasets else "other",
@@ -225,7 +253,7 @@ def _eval_result(row: dict, datasets: list[str]) -> EvalResult:
         metric_type=_kind(row),
         metric_name=_metric_name(row) + sampler,
         metric_value=float(f"{row['value']:.4g}"),
-        metric_args={key: redact(row[key]) for key in HEADLINE_PROTOCOL if row.get(key) is not None} or None,
+        metric_args=args or None,
     )
 
 
@@ -243,7 +271,9 @@ def _metric_name(row: dict) -> str:
 # Text
 
 
-def _body(folder: Path, repo_id: str | None, config: dict, scheduler: dict, rows: list[dict]) -> str:
+def _body(
+    folder: Path, repo_id: str | None, config: dict, scheduler: dict, rows: list[dict], others: list[dict]
+) -> str:
     unet = _recorded(folder / "unet/config.json")
     names, null_is_trained = _class_names(folder, unet), config.get("label_dropout") != 0
     picture = "![Samples](samples.png)\n\n" if (folder / "samples.png").is_file() else ""
@@ -252,11 +282,11 @@ def _body(folder: Path, repo_id: str | None, config: dict, scheduler: dict, rows
         f"# {title}": picture + _introduction(unet, names),
         "## Load it": _load(_address(folder, repo_id), names, null_is_trained) + _ignored_by_diffusers(scheduler),
         "## Classes": _classes(names, null_is_trained),
-        "## Results": _results(rows),
+        "## Results": (_results(rows) or UNMEASURED) + (f"\n\n{OF_OTHERS}\n\n{_results(others)}" if others else ""),
         "## Network": _network(folder, unet),
         "## Noise schedule": _settings({key: scheduler[key] for key in SCHEDULE if key in scheduler}),
         "## Training": _training(config, _recorded(folder / "choice.json")),
-        "## Limits": _limits(unet, names, rows),
+        "## Limits": _limits(unet, names, rows + others),
         "## How to reproduce": _reproduce(config),
         "## Citation": CITATION,
     }
@@ -325,7 +355,7 @@ def _results(rows: list[dict]) -> str:
     metrics: dict[str, list[dict]] = {}
     for row in rows:
         metrics.setdefault(_metric_name(row), []).append(row)
-    return "\n\n".join(_figures(name, measured) for name, measured in metrics.items()) or UNMEASURED
+    return "\n\n".join(_figures(name, measured) for name, measured in metrics.items())
 
 
 def _figures(name: str, rows: list[dict]) -> str:

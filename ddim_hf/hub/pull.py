@@ -39,17 +39,20 @@ def resolve_model(
 
     Args:
         name: a folder on this machine, or `"user/name"` on the Hub; in any layout that diffusers wrote.
-        revision: a branch, a tag or a commit; main where None.
+        revision: a branch, a tag or a commit, of a model on the Hub; main where None.
         variant: of the weights, such as `"fp16"`.
         local_files_only: ask the cache alone. Where the Hub cannot be reached, the cache is asked as well.
         use_safetensors: False takes pickled weights (which can run code of their author's); else they are refused.
         weights: False leaves the UNet's weights out, for a caller who brings a UNet.
 
-    Raises `ValueError` for something that is not a repo id, and `OSError` (of which `FileNotFoundError`,
-    `PermissionError` and `ConnectionError` are kinds) for the rest; each is one line that says what to do.
+    Raises `ValueError` for something that is not a repo id, or a revision of a folder, and `OSError` (of which
+    `FileNotFoundError`, `PermissionError` and `ConnectionError` are kinds) for the rest; each is one line that says
+    what to do.
     """
     if Path(name).is_dir():
         folder = Path(name)
+        if revision is not None:
+            raise ValueError(f"revision is {revision!r} of {str(name)!r}, a folder; allowed: of a model on the Hub")
         _check_configs(str(name), folder)
         if weights:  # finds a file cut short
             count_parameters(sorted(_first(folder, UNETS).parent.glob("*.safetensors")))

@@ -5,19 +5,22 @@ import shlex
 import shutil
 import sys
 import tempfile
+import warnings
+from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 
 from ..files import read_json
 from .errors import one_clear_line, retry
 from .model_card import model_card
 from .redaction import redact
-from .weights import count_parameters
+from .weights import NAME, count_parameters, loaded_weights, variant_of, weight_patterns
 
 PUSHED = [
     *("model_index.json", "scheduler/scheduler_config.json", "unet/config.json"),
-    *("unet/*.safetensors", "unet/*.safetensors.index*.json", "samples.png", "results.json"),
+    *(f"unet/{NAME}.safetensors.index*.json", "samples.png", "results.json"),
 ]
 
 
@@ -36,8 +39,9 @@ def push_to_hub(
     """Push a finished run, or any folder that `save_pretrained` wrote, as one commit.
 
     What goes up is `model_index.json`, the scheduler's and the UNet's configs, the UNet's safetensors, `samples.png`
-    and `results.json` where there, and the model card. Checkpoints, logs and pickled weights stay behind. Nothing in
-    `folder` is changed: a push that fails can be run again, and its error carries a note that says how.
+    and `results.json` where there, and the model card. Checkpoints, logs and pickled weights stay behind. Weights that
+    the repo has in their place go, whole or in parts; a warning names other weights that stay. Nothing in `folder` is
+    changed: a push that fails can be run again, and its error carries a note that says how.
 
     Args:
         folder: holds `model_index.json`, `scheduler/` and `unet/`.
@@ -84,6 +88,8 @@ def push_to_hub(
                 card = model_card(folder, repo_id=repo_id, existing=theirs, license=license)
                 operations.append(CommitOperationAdd("README.md", card.encode()))
             api.preupload_lfs_files(repo_id, operations, revision=revision, create_pr=create_pr)
+            there = [sibling.rfilename for sibling in head.siblings]
+            operations += _deletions(there, {operation.path_in_repo for operation in operations}, f"{prefix}unet/")
             # The commit names the one it was made from: had the repo moved on, the Hub refuses it; a repeat is safe.
             commit = retry(
                 api.create_commit,
@@ -157,11 +163,22 @@ def _files_to_push(folder: Path) -> list[Path]:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is not a finished run: it has no {name}, which save_pretrained writes")
     files = [file for pattern in PUSHED for file in sorted(folder.glob(pattern)) if file.is_file()]
-    weights = [file for file in files if file.suffix == ".safetensors"]
+    weights = loaded_weights(folder / "unet")
     if not weights:
-        raise FileNotFoundError(f"{folder}/unet has no *.safetensors: save the model again with save_pretrained")
+        raise FileNotFoundError(f"{folder}/unet has no {NAME}*.safetensors: save the model again with save_pretrained")
     count_parameters(weights)  # a file cut short is found here, not by those who pull it
-    return files
+    return files + weights
+
+
+def _deletions(there: Iterable[str], pushed: set[str], unet: str) -> list[CommitOperationDelete]:
+    """What goes of a repo's weights: those of the variants that are pushed, which loading would find before these."""
+    variants = {variant_of(Path(name).name) for name in pushed if name.endswith(".safetensors")}
+    patterns = [unet + name for variant in variants for name in weight_patterns(variant, "safetensors")]
+    others = [name for name in there if fnmatch(name, f"{unet}{NAME}*") and name not in pushed]
+    replaced = [name for name in others if any(fnmatch(name, pattern) for pattern in patterns)]
+    if kept := [name for name in others if name not in replaced and not name.endswith(".json")]:
+        warnings.warn(f"the repo keeps other weights from before, which may be old: {', '.join(kept)}", stacklevel=3)
+    return [CommitOperationDelete(name) for name in replaced]
 
 
 def _content(file: Path) -> bytes | Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import tiny_unet
-from diffusers import DDIMPipeline
+from diffusers import DDIMPipeline, UNet2DModel
 from hub_models import WRITER
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
@@ -15,6 +15,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
 from ddim_hf.hub import model_card, push_to_hub, write_model_card
 from ddim_hf.hub.model_card import BEGIN
+from ddim_hf.unet import weights_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 OUR_MODEL = "models/ddim-cifar10-64"
@@ -125,7 +126,7 @@ def test_results_are_a_grid_and_four_headlines(run):
         "seed": 3,
         "reference": "org/digits",
         "split": "train",
-        "weights_hash": "0123456789ab" * 5,
+        "weights_hash": weights_hash(UNet2DModel.from_pretrained(run / "unet")),
     }
     rows = [
         {
@@ -147,9 +148,9 @@ def test_results_are_a_grid_and_four_headlines(run):
     (run / "results.json").write_text(json.dumps({"results": rows}))
     card = ModelCard(model_card(run))
     assert (
-        """## Results
+        f"""## Results
 
-**FID**: 5,000 images, org/digits, train split, seed 3, weights 0123456789ab
+**FID**: 5,000 images, org/digits, train split, seed 3, weights {shared["weights_hash"][:12]}
 
 ddim_hf, uniform tau:
 
@@ -184,6 +185,48 @@ diffusers' own pipeline, uniform tau:
     assert [(r.metric_name, r.metric_value) for r in card.data.eval_results] == [
         (f"FID (S = {steps}, eta = 0)", 100 / steps) for steps in (5, 10, 20, 50)
     ]
+
+
+def test_figures_of_other_weights_are_no_headlines(tmp_path):
+    """Only rows of the folder's weights (as loaded, in float32), and those that do not tell whose they are, are quoted
+    as the model's: not those of earlier weights, nor of a folder of images. The text has these apart."""
+    pipe = DDIMCustomPipeline(tiny_unet().half(), DDIMSchedulerCustom())
+    pipe.save_pretrained(tmp_path, variant="fp16")
+    own = weights_hash(pipe.unet.float())
+    row = {"metric": "fid", "num_inference_steps": 5, "eta": 0.0, "implementation": "ddim_hf"}
+    images = {"metric": "fid", "images_hash": "45" * 32}
+    rows = [row | {"weights_hash": own, "num_images": 10, "value": 4.0}, row | {"num_images": 8, "value": 3.0}]
+    rows += [row | {"weights_hash": "23" * 32, "num_images": 100, "value": 2.0}]
+    rows += [images | {"num_images": 100, "value": 1.0}, images | row | {"weights_hash": own, "value": 0.5}]
+    (tmp_path / "results.json").write_text(json.dumps({"results": rows}))
+    card = ModelCard(model_card(tmp_path))
+    assert [result.metric_value for result in card.data.eval_results] == [4.0, 3.0, 0.5]
+    of_model, of_others = card.text.split("Measured too, but not on these weights:")
+    assert all(f"| 0.0 | {value} |" in of_model for value in ("4.00", "3.00", "0.5"))
+    assert "| 0.0 | 2.00 |" in of_others and "images 454545454545: 1.00" in of_others
+    (tmp_path / "results.json").write_text(json.dumps({"results": rows[2:4]}))
+    assert "No metric has been measured on this model.\n\nMeasured too, but" in model_card(tmp_path)
+
+
+def test_headlines_tell_how_they_differ(run):
+    """Figures by sigma and sigma_hat, with guidance everywhere and at some timesteps, and of other seeds have names or
+    arguments of their own; what is the default is not said."""
+    row = {"metric": "fid", "num_images": 10, "num_inference_steps": 5, "eta": 1.0, "seed": 0, "variance": "sigma"}
+    guided = {"guidance_scale": 2.0, "guidance_interval": [0, 400]}
+    others = ({"variance": "sigma_hat"}, {"seed": 10}, guided)
+    rows = [row | other | {"value": 1.0} for other in ({}, *others)]
+    (run / "results.json").write_text(json.dumps({"results": rows}))
+    told = [(one.metric_name, one.metric_args) for one in ModelCard(model_card(run)).data.eval_results]
+    plain = {"num_images": 10, "num_inference_steps": 5, "eta": 1.0}
+    assert sorted(told, key=str) == sorted(
+        [
+            ("FID (S = 5, eta = 1)", plain),
+            ("FID (S = 5, sigma_hat, eta = 1)", plain | {"variance": "sigma_hat"}),
+            ("FID (S = 5, eta = 1)", plain | {"seed": 10}),
+            ("FID (S = 5, eta = 1, guidance = 2 at timesteps 0 to 400)", plain | guided),
+        ],
+        key=str,
+    )
 
 
 def test_figures_by_guidance_are_one_grid_and_told_apart(run):

@@ -124,6 +124,13 @@ def test_a_folder_that_cannot_be_loaded_says_why(tmp_path, file, content, words)
     one_line(caught, *words)
 
 
+def test_a_revision_of_a_folder_is_refused(tmp_path):
+    """A folder has no branches: a revision of it is refused, and not recorded of images that it did not make."""
+    with pytest.raises(ValueError) as caught:
+        load_pipeline(stock_folder(tmp_path), revision="v9")
+    one_line(caught, "'v9'", str(tmp_path), "allowed: of a model on the Hub")
+
+
 def test_a_folder_of_other_things_is_no_model(tmp_path):
     """What has no UNet, or no schedule, is named so in one line."""
     (tmp_path / "0.png").write_bytes(b"")

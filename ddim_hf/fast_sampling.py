@@ -19,12 +19,13 @@ SECONDS_PER_LAYER, SECONDS_PER_CACHED_LAYER = 0.33, 0.13
 
 
 class FastNetwork:
-    """The network as a function (x [B, C, H, W] float32, timestep, class_labels) -> eps, faster than it.
+    """The network as a function (x [B, C, H, W], timestep, class_labels) -> eps of x's dtype, faster than it.
 
     Args:
         unet: its weights are laid out channels-last in place; `undo` restores them. Its forwards stay its own.
         device: where it runs.
-        dtype: torch.bfloat16 or torch.float32; None takes bf16 where the device computes it faster.
+        dtype: torch.bfloat16 or torch.float32; None takes bf16 where the device computes it faster. A network that is
+            not in float32 computes in its own dtype.
         compile: compile on first use; falls back with a warning.
 
     Raises:
@@ -34,9 +35,18 @@ class FastNetwork:
     def __init__(self, unet: UNet2DModel, device: torch.device, dtype: torch.dtype | None, compile: bool):
         if dtype not in (None, torch.bfloat16, torch.float32):
             raise ValueError(f"dtype is {dtype}; allowed: None, torch.bfloat16, torch.float32")
-        pays, reason = trial_of_bf16(device) if dtype is None else (False, "asked for")
+        if dtype not in (None, unet.dtype) and unet.dtype != torch.float32:
+            raise ValueError(f"dtype is {dtype}; allowed with a network of {unet.dtype}: None, or its own")
         self.unet, self.device, self.asked_for = unet, device, (dtype, compile)
-        self.dtype = dtype or (torch.bfloat16 if pays else torch.float32)
+        self._own_dtype = unet.dtype
+        if unet.dtype != torch.float32:
+            self.dtype, reason = unet.dtype, "the network's own"
+        elif dtype is None:
+            pays, reason = trial_of_bf16(device)
+            self.dtype = torch.bfloat16 if pays else torch.float32
+        else:
+            self.dtype, reason = dtype, "asked for"
+        self._autocast = self.dtype != self._own_dtype
         self.compiled = compile and self._can_compile()
         self.dtype_name = str(self.dtype).removeprefix("torch.")
         compiled = "compiled on first use, once for each batch size" if self.compiled else "not compiled"
@@ -46,9 +56,9 @@ class FastNetwork:
         self._prepare()
 
     def _prepare(self):
-        on_cpu, bf16 = self.device.type == "cpu", self.dtype == torch.bfloat16
+        on_cpu = self.device.type == "cpu"
         self._twin = twin(self.unet)
-        replace_forwards(self._twin, bf16=bf16, channel_sums=self.compiled and on_cpu)
+        replace_forwards(self._twin, bf16=self._autocast, channel_sums=self.compiled and on_cpu)
         self._forward, self._compiled_shapes = predict, set()
         if self.compiled:
             self._forward = torch.compile(predict, mode=None if on_cpu else "reduce-overhead", dynamic=False)
@@ -62,7 +72,8 @@ class FastNetwork:
     def serves(self, unet: UNet2DModel, device: torch.device) -> bool:
         """Whether this was made for that network, as it is offloaded now, on that device."""
         same_device = self.device.type == device.type and self.device.index in (None, device.index)
-        return self.unet is unet and same_device and self._offloading is vars(unet).get("forward")
+        same_network = self.unet is unet and self._own_dtype == unet.dtype
+        return same_network and same_device and self._offloading is vars(unet).get("forward")
 
     def __call__(
         self, x: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor | None = None
@@ -73,12 +84,12 @@ class FastNetwork:
         benchmark = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = True  # the first call of a batch size looks for its fastest kernels
         try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
                 output = self._predict(x, timestep, class_labels)
         finally:
             torch.backends.cudnn.benchmark = benchmark
         # A CUDA graph's output lives in memory that the next call overwrites.
-        return output.to(torch.float32, memory_format=torch.contiguous_format, copy=self.compiled)
+        return output.to(x.dtype, memory_format=torch.contiguous_format, copy=self.compiled)
 
     def _predict(self, *inputs: torch.Tensor | None) -> torch.Tensor:
         shapes = tuple(None if each is None else each.shape for each in inputs)

@@ -87,7 +87,7 @@ def images_to_states(
         images: PIL image or list of them, array [N, H, W, C] or [H, W, C], tensor [N, C, H, W] or [C, H, W]; uint8 in
             0..255 or floats in [0, 1].
         shape: (C, H, W), which the images must have, with None for what may be anything; PIL images are converted to
-            the mode of C channels.
+            the mode of C channels, transparent parts white where that has none.
         input_type: "image", or "latent" to take a tensor as the states themselves.
 
     Raises:
@@ -131,14 +131,24 @@ def _to_tensor(images: Any, channels: int) -> torch.Tensor:
         if channels not in MODES:
             raise ValueError(f"images are PIL images; allowed with {channels} channels: arrays and tensors")
         mode = MODES[channels]
-        pixels = np.stack([np.asarray(image.convert(mode)) for image in images])
+        opaque = [image if "A" in mode else on_white(image) for image in images]
+        pixels = np.stack([np.asarray(image.convert(mode)) for image in opaque])
         return torch.from_numpy(pixels.reshape(*pixels.shape[:3], channels)).permute(0, 3, 1, 2)
     if isinstance(images, np.ndarray):
-        pixels = images if images.ndim == 4 else images[None]
+        if not (images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)):
+            raise ValueError(f"images are an array of {images.dtype}; allowed: floats in [0, 1] or uint8")
+        pixels = np.ascontiguousarray(images if images.ndim == 4 else images[None])
         return torch.from_numpy(pixels).movedim(-1, 1)
     if isinstance(images, torch.Tensor):
         return images if images.ndim == 4 else images[None]
     raise ValueError(f"images is {type(images).__name__}; allowed: PIL image(s), numpy array or torch tensor")
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """An image that has transparent parts, on white; another as it is."""
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image
 
 
 def image_grid(images: Sequence[Image.Image], columns: int | None = None, side: int = 48) -> Image.Image:

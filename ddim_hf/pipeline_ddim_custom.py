@@ -42,7 +42,7 @@ from .images import check_output_type, images_to_states, states_to_images
 from .inversion import encode
 from .keywords import answer_unknown
 from .pipeline_output import DDIMInversionOutput, DDIMPipelineOutput, DDIMReconstructionOutput
-from .scheduling_ddim_custom import DDIMSchedulerCustom
+from .scheduling_ddim_custom import DDIMSchedulerCustom, check_timesteps
 from .unet import weights_hash, weights_mark
 
 
@@ -353,6 +353,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
         scheduler = copy.copy(self.scheduler) if ours else copy.deepcopy(self.scheduler)
         if clip_sample is not None and "clip_sample" in scheduler.config:
             scheduler.register_to_config(clip_sample=clip_sample, thresholding=False)
+        elif clip_sample is False and scheduler.config.get("thresholding"):
+            scheduler.register_to_config(thresholding=False)
         elif clip_sample:
             raise ValueError(f"clip_sample is True; allowed with {name}, which does not clip: None, False")
         if weights is not None:
@@ -367,7 +369,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
                     raise
                 raise ValueError(f"num_inference_steps is {num_inference_steps}; {name} says: {error}") from error
         elif "timesteps" in inspect.signature(scheduler.set_timesteps).parameters:
-            scheduler.set_timesteps(timesteps=timesteps)
+            total = scheduler.config.num_train_timesteps
+            scheduler.set_timesteps(timesteps=timesteps if ours else check_timesteps(timesteps, total))
         else:
             raise ValueError(f"{name} takes no timesteps; allowed: num_inference_steps")
         return scheduler
@@ -628,7 +631,10 @@ class DDIMCustomPipeline(DiffusionPipeline):
         guidance = dict(guidance_scale=guidance_scale, guidance_interval=guidance_interval, guide=guide)
         ids = self.class_ids(class_labels, len(corners))
         if all(isinstance(corner, Image.Image | np.ndarray) for corner in corners):
-            states = torch.cat([images_to_states(corner, self._open_shape)[:1] for corner in corners])
+            each = [images_to_states(corner, self._open_shape) for corner in corners]
+            if any(len(states) != 1 for states in each):
+                raise ValueError(f"corners of {[len(states) for states in each]} images; allowed: one image each")
+            states = torch.cat(each)
             encoding = dict(exact=exact, input_type="latent", class_labels=class_labels)
             latents = self.invert(states, **encoding, **schedule, **guidance).latents
             clip_sample, calibrated = bool(clip_sample), False  # the inverse of plain steps are plain steps
@@ -687,7 +693,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
 
         Args:
             num_inference_steps: every S, from 1 to teacher_steps - 1.
-            num_images: noises, at least 2: one half to fit to, one to choose and measure with.
+            num_images: noises, at least 2 for each class: one half to fit to, one to choose and measure with.
             teacher_steps: plain steps that the few are to do the work of, from 2 to T.
             seed: noise k is drawn from seed + k.
             max_batch_size: images through the network at once, if below 16.
@@ -705,7 +711,10 @@ class DDIMCustomPipeline(DiffusionPipeline):
         """
         if not isinstance(self.scheduler, DDIMSchedulerCustom):
             raise ValueError(f"calibrating {type(self.scheduler).__name__}; allowed: DDIMSchedulerCustom")
-        every = [num_inference_steps] if isinstance(num_inference_steps, int) else sorted(set(num_inference_steps))
+        one = np.ndim(num_inference_steps) == 0
+        every = sorted({num_inference_steps} if one else set(num_inference_steps))
+        if not every:
+            raise ValueError("num_inference_steps has no entries; allowed: one or more")
         check_whole_numbers(max_batch_size=max_batch_size)
         check_whole_numbers(num_images=num_images, teacher_steps=teacher_steps, least=2)
         if teacher_steps > len(self.scheduler):
@@ -717,6 +726,12 @@ class DDIMCustomPipeline(DiffusionPipeline):
         self.check_sampling(num_inference_steps=teacher_steps)  # the network too
         guidance = dict(guidance_scale=guidance_scale, guidance_interval=guidance_interval)
         if class_labels is not None:
+            classes = len(set(self.labels_in_turn(class_labels)))
+            if num_images < 2 * classes:
+                raise ValueError(
+                    f"num_images is {num_images} with {classes} classes; allowed: from {2 * classes}, as each is to be "
+                    "in both halves"
+                )
             class_labels = self.labels_in_turn(class_labels, range(num_images))
         condition = self._condition(num_images, class_labels, **guidance)
 
@@ -754,7 +769,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
         where `calibrated` is True and there is none.
         """
         found, config = None, self.scheduler.config
-        other = timesteps is not None or eta > 0 or use_clipped_model_output or clip_sample is not None
+        own_clipping = clip_sample is None or (clip_sample == config.get("clip_sample") and not config.thresholding)
+        other = timesteps is not None or eta > 0 or use_clipped_model_output or not own_clipping
         if calibrated is not False and not other and isinstance(self.scheduler, DDIMSchedulerCustom):
             condition = self._condition(
                 count_images(1, class_labels), class_labels, guidance_scale, guidance_interval, guide
@@ -788,7 +804,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
     # Speed
 
     def enable_fast_sampling(self, dtype: torch.dtype | None = None, compile: bool = True) -> str:
-        """Run the network channels-last, in bf16 where that is faster, and compiled; the states stay float32.
+        """Run the network channels-last, in bf16 where that is faster, and compiled; the states keep their dtype.
 
         The network itself keeps its forwards; only its weights are laid out channels-last in place, until
         `disable_fast_sampling`. Another pipeline that holds it computes as before, but for the order of float sums.
@@ -797,7 +813,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
 
         Args:
             dtype: torch.bfloat16 or torch.float32; None takes bf16 where the device computes it faster
-                (a GPU from its capability, a CPU from a trial of some milliseconds).
+                (a GPU from its capability, a CPU from a trial of some milliseconds). A network that was loaded in
+                another dtype than float32 computes in that one.
             compile: use `torch.compile` (CUDA graphs on a GPU); without a compiler it warns and goes on without.
 
         Returns:
@@ -868,7 +885,11 @@ class DDIMCustomPipeline(DiffusionPipeline):
             push_folder(save_directory, push.pop("repo_id", Path(save_directory).name), **push)
 
     def save_scheduler(self, save_directory: str | Path):
-        """Write the scheduler's config alone, into a folder that `save_pretrained` has written."""
+        """Write the scheduler's config alone, into a folder that `save_pretrained` has written.
+
+        Raises ValueError for another folder, and for a checkpoint of a training, which goes on only as it was written.
+        """
+        check_scheduler_folder(Path(save_directory))
         write_text(Path(save_directory, "scheduler", "scheduler_config.json"), self.scheduler.to_json_string())
         _write_stock_names(Path(save_directory))
 
@@ -877,6 +898,20 @@ class DDIMCustomPipeline(DiffusionPipeline):
         from .hub import push_pipeline
 
         return push_pipeline(self, repo_id, *args, **kwargs)
+
+
+def check_scheduler_folder(folder: Path):
+    """Raise ValueError where `save_scheduler` would."""
+    if (folder / "state.json").is_file():
+        raise ValueError(
+            f"{folder} is a checkpoint, from which its training goes on only as it was written; allowed: another "
+            "folder (--output_dir)"
+        )
+    if not (folder / "model_index.json").is_file() or not (folder / "scheduler" / "scheduler_config.json").is_file():
+        raise ValueError(
+            f"{folder} has no model_index.json with scheduler/scheduler_config.json beside it; allowed: what "
+            "save_pretrained has written, or another folder (--output_dir)"
+        )
 
 
 OUR_KEYS = ("skip_type", "x0_formula", "variance", "calibrated_schedules")  # which stock does not have
@@ -964,6 +999,8 @@ def _check_scheduler(scheduler: SchedulerMixin):
         reason = f"its step needs {', '.join(sorted(required - {'model_output', 'timestep', 'sample'}))} too"
     elif "Inverse" in name:
         reason = "it goes from data to noise"
+    elif scheduler.config.get("variance_type") in ("learned", "learned_range"):
+        reason = f"its variance_type is {scheduler.config.variance_type}, and no variance of the network is passed on"
     else:
         return
     raise ValueError(f"the scheduler is {name}: {reason}; allowed: those that docs/api.md lists")

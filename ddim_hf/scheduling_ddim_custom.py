@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import diffusers
 import numpy as np
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler, DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
@@ -214,6 +214,16 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
     # The noise schedule
 
     @property
+    def config(self) -> FrozenDict:
+        self._follow_alphas()
+        return super().config
+
+    def to_json_string(self) -> str:
+        """What `save_pretrained` writes."""
+        self._follow_alphas()
+        return super().to_json_string()
+
+    @property
     def alphas_cumprod(self) -> torch.Tensor:
         return self._alphas_cumprod
 
@@ -235,8 +245,9 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
 
     def _follow_alphas(self):
         """Take alphas_cumprod anew where its values were changed in place."""
-        if _version(self._alphas_cumprod) != self._alphas_version:
-            self.alphas_cumprod = self._alphas_cumprod
+        alphas_cumprod = vars(self).get("_alphas_cumprod")  # not while it is made
+        if alphas_cumprod is not None and _version(alphas_cumprod) != self._alphas_version:
+            self.alphas_cumprod = alphas_cumprod
 
     def change_config(self, **changes: Any):
         """Give config keys other values, which copies and saved folders have too."""
@@ -272,7 +283,7 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
         if timesteps is None:
             timesteps = self._spaced_timesteps(num_inference_steps)
         else:
-            timesteps = self._checked_timesteps(timesteps)
+            timesteps = check_timesteps(timesteps, len(self))
         weights = None if weights is None else self._checked_weights(weights, timesteps)
         self.num_inference_steps = len(timesteps)
         self.timesteps = torch.tensor(timesteps, dtype=torch.int64, device=device)
@@ -299,19 +310,6 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
             given = f"steps_offset {self.config.steps_offset} with num_inference_steps {steps}"
             raise ValueError(f"{given} gives timesteps {ascending[0]} to {ascending[-1]}; allowed: 0 to {total - 1}")
         return ascending[::-1].astype(np.int64).tolist()
-
-    def _checked_timesteps(self, timesteps: Sequence[int]) -> list[int]:
-        total = len(self)
-        try:
-            given = [int(t) for t in timesteps]
-            whole = all(g == t and not isinstance(t, bool) for g, t in zip(given, timesteps, strict=True))
-        except (TypeError, ValueError):  # no sequence, or not of numbers
-            given, whole = [], False
-        if not given or not whole or any(a <= b for a, b in zip(given, given[1:], strict=False)):
-            raise ValueError(f"timesteps is {timesteps!r}; allowed: strictly decreasing ints in [0, {total})")
-        if given[0] >= total or given[-1] < 0:
-            raise ValueError(f"timesteps runs from {given[0]} to {given[-1]}; allowed: ints in [0, {total})")
-        return given
 
     def _checked_weights(self, weights: Sequence[Sequence[float]], timesteps: list[int]) -> dict[int, tuple]:
         if len(weights) != len(timesteps):
@@ -575,6 +573,20 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
         timesteps = timesteps.to(device)
         shape = (-1,) + (1,) * (like.ndim - 1)
         return tuple(table[timesteps].view(shape) for table in self._sqrt_tables[device, dtype])
+
+
+def check_timesteps(timesteps: Sequence[int], total: int) -> list[int]:
+    """Return timesteps as ints; ValueError unless they are whole, strictly decreasing and in [0, total)."""
+    try:
+        given = [int(t) for t in timesteps]
+        whole = all(g == t and not isinstance(t, bool) for g, t in zip(given, timesteps, strict=True))
+    except (TypeError, ValueError):  # no sequence, or not of numbers
+        given, whole = [], False
+    if not given or not whole or any(a <= b for a, b in zip(given, given[1:], strict=False)):
+        raise ValueError(f"timesteps is {timesteps!r}; allowed: strictly decreasing ints in [0, {total})")
+    if given[0] >= total or given[-1] < 0:
+        raise ValueError(f"timesteps runs from {given[0]} to {given[-1]}; allowed: ints in [0, {total})")
+    return given
 
 
 def sigma_at(alpha: float, alpha_prev: float) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 from ddim_hf.calibration import table
 from ddim_hf.command_line import add_class_flags, run, take_classes
 from ddim_hf.generation import load_pipeline
+from ddim_hf.pipeline_ddim_custom import check_scheduler_folder
 from ddim_hf.processes import processes
 
 
@@ -33,18 +34,22 @@ def main():
     classes = take_classes(settings)
     if folder is None and not Path(model).is_dir():
         parser.error("a model on the Hub needs --output_dir")
+    in_place = folder is None or folder.resolve() == Path(model).resolve()
+    if in_place:  # said before the work
+        check_scheduler_folder(Path(model))
     pipe = load_pipeline(model, revision=revision, fast=fast)
     first = processes().is_main_process
     pipe.set_progress_bar_config(disable=not first, desc="calibrating", unit="image", smoothing=0.05)
     certificates = pipe.calibrate(**settings, **classes)
     if first:
         pipe.disable_fast_sampling()
-        if folder is None or folder.resolve() == Path(model).resolve():
+        if in_place:
             pipe.save_scheduler(model)
         else:
             pipe.save_pretrained(folder)
         print(table(certificates))
-        print(f"the schedules lie in {Path(folder or model) / 'scheduler' / 'scheduler_config.json'}")
+        if pipe.scheduler.config.calibrated_schedules:
+            print(f"the schedules lie in {Path(folder or model) / 'scheduler' / 'scheduler_config.json'}")
 
 
 if __name__ == "__main__":

@@ -130,6 +130,13 @@ REFUSED = {
 }
 
 
+def test_a_learned_variance_is_refused(pipe):
+    """A scheduler that waits for the network's variance, which the pipeline takes off, is refused in one line."""
+    pipe.scheduler = diffusers.DDPMScheduler(variance_type="learned_range")
+    with pytest.raises(ValueError, match="its variance_type is learned_range, .*; allowed: those"):
+        pipe(num_inference_steps=3)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_scheduler_that_cannot_work_is_refused(pipe, name):
     """Every method raises ValueError in one line that names the scheduler and says why."""
@@ -149,6 +156,9 @@ def test_a_scheduler_that_cannot_work_is_refused(pipe, name):
         ("DDPMScheduler", dict(eta=0.5), "eta is 0.5; allowed with DDPMScheduler, whose step takes none: 0.0"),
         ("EulerDiscreteScheduler", dict(use_clipped_model_output=True), "is True; allowed with Euler.*: False"),
         ("EulerDiscreteScheduler", dict(clip_sample=True), "clip_sample is True; allowed with EulerDiscreteScheduler"),
+        ("EulerDiscreteScheduler", dict(timesteps=[10, 500, 900]), r"allowed: strictly decreasing ints in \[0, 1000"),
+        ("DPMSolverMultistepScheduler", dict(timesteps=[900, 100.5]), "allowed: strictly decreasing ints"),
+        ("HeunDiscreteScheduler", dict(timesteps=[1500, 20]), "from 1500 to 20; allowed: ints in"),
         ("UniPCMultistepScheduler", dict(num_inference_steps=0), "num_inference_steps is 0; allowed: whole numbers"),
     ],
 )
@@ -158,6 +168,15 @@ def test_what_a_scheduler_would_not_heed_is_refused(pipe, name, arguments, messa
     with pytest.raises(ValueError, match=message) as raised:
         pipe(**arguments)
     assert "\n" not in str(raised.value)
+
+
+def test_thresholding_is_turned_off_too(pipe):
+    """clip_sample=False turns off an assigned scheduler's thresholding, where it has no clipping of its own."""
+    pipe.scheduler = diffusers.DPMSolverMultistepScheduler(thresholding=True)
+    run = dict(num_inference_steps=3, seeds=[0], output_type="latent")
+    bounded, free = pipe(**run).images, pipe(clip_sample=False, **run).images
+    pipe.scheduler = diffusers.DPMSolverMultistepScheduler()
+    assert torch.equal(free, pipe(**run).images) and not torch.equal(free, bounded)
 
 
 @pytest.mark.parametrize("name", [None, "DPMSolverMultistepScheduler"])

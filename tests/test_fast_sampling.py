@@ -11,6 +11,7 @@ import torch
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, build_unet
 from ddim_hf.fast_sampling import group_averages, group_norm, trial_of_bf16
+from ddim_hf.generation import describe_network
 
 SEEDS = {"batch_size": 3, "seeds": [4, 5, 6], "num_inference_steps": 5, "output_type": "pt"}
 
@@ -209,6 +210,19 @@ def test_half_precision_weights(pipe, when):
     pipe.enable_fast_sampling(dtype=torch.bfloat16, compile=False)
     pipe.to(torch.bfloat16)
     assert pipe(**SEEDS).images.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_network_that_was_loaded_in_half_precision(pipe, dtype):
+    """It computes in its own dtype, says so, and keeps its images; another one that is asked for is refused."""
+    pipe.to(dtype)
+    plain = pipe(**SEEDS).images
+    assert "the network's own" in pipe.enable_fast_sampling(compile=False)
+    assert describe_network(pipe) == f"fast sampling, {str(dtype).removeprefix('torch.')}"
+    fast = pipe(**SEEDS).images
+    assert fast.dtype == plain.dtype and (fast - plain).abs().mean() < 0.02
+    with pytest.raises(ValueError, match=f"dtype is torch.float32; allowed with a network of {dtype}: None"):
+        pipe.enable_fast_sampling(torch.float32)
 
 
 @pytest.mark.slow

@@ -52,6 +52,22 @@ def test_grey_and_colour_images_take_the_networks_channels():
     assert torch.equal(images_to_states(colour, (1, 4, 6)), images_to_states(colour.convert("L"), (1, 4, 6)))
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_parts_are_white(mode):
+    """What is transparent in a PIL image is white, as in training, whatever colour hides there."""
+    image = Image.new("RGBA", (6, 4), (0, 0, 0, 0))
+    if mode == "P":
+        image = Image.new("P", (6, 4), 0)
+        image.info["transparency"] = 0
+    assert (images_to_states(image.convert(mode), SHAPE) == 1).all()
+
+
+def test_arrays_of_any_layout():
+    """An array that is a mirrored view is taken as what it shows."""
+    pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    assert torch.equal(images_to_states(pixels[::-1], SHAPE), images_to_states(pixels, SHAPE).flip(2))
+
+
 def test_bytes_survive_the_round_trip():
     """All 256 byte values come back from states as they were, as PIL, uint8 and floats."""
     ramp = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
@@ -133,6 +149,7 @@ BAD = [
     (Image.new("F", (6, 4)), "image", "mode F; allowed"),
     (Image.new("RGB", (6, 4)), "latent", "latents are torch.uint8; allowed: floats"),
     (torch.zeros(SHAPE), "pixels", "input_type is 'pixels'; allowed: 'image', 'latent'"),
+    (np.zeros((4, 6, 3), np.uint16), "image", "an array of uint16; allowed: floats"),
     ([], "image", "images is list; allowed: PIL"),
     ("photo.png", "image", "images is str; allowed: PIL"),
     (None, "image", "images is NoneType; allowed"),

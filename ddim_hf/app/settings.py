@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 from urllib.parse import urlencode
 
+from ..calibration.kept import OF_CLASSES
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..scheduling_ddim_custom import DDIMSchedulerCustom
 from .limits import Limits
@@ -173,5 +174,6 @@ def default_settings(pipe: DDIMCustomPipeline) -> Settings:
 def calibrated_steps(pipe: DDIMCustomPipeline) -> list[int]:
     """The numbers of steps that the model has calibrated schedules for, without a class and guidance."""
     schedules = (pipe.scheduler.config.calibrated_schedules or {}).get("schedules", {})
-    plain = (int(key) for key in schedules if key.isdigit())  # the keys of others name their guidance too
+    keys = (key.split(OF_CLASSES)[0] for key in schedules)
+    plain = {int(key) for key in keys if key.isdigit()}  # the keys of others name their guidance too
     return sorted(steps for steps in plain if "calibrated" in taus_of(pipe, steps))

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from ..guidance import Condition
 from ..scheduling_ddim_custom import DDIMSchedulerCustom
 from .certificate import Certificate, is_better
 from .fitting import Schedule
+
+OF_CLASSES = " of classes "  # in a key, before them
 
 
 def keep_schedules(
@@ -22,7 +25,8 @@ def keep_schedules(
 ):
     """Put what `fit_schedules` returned into the scheduler's config, save schedules that plain steps are as good as.
 
-    Others that are there stay if they were fitted to the same network and sampler.
+    Others that are there stay if they were fitted to the same network and sampler: those of other steps, guidance or
+    classes, and those that a new one is to replace but, being no better than plain steps, does not.
 
     Args:
         condition: the classes and guidance of the images that they were fitted to.
@@ -34,10 +38,9 @@ def keep_schedules(
     schedules = dict(there["schedules"]) if same else {}
     classes = {} if condition.classes is None else {"classes": condition.classes}
     for steps, (schedule, certificate) in fitted.items():
-        key = _key(steps, condition)
-        schedules.pop(key, None)
         if is_better(steps, certificate):
-            schedules[key] = {**schedule._asdict(), **classes, "settings": settings, "certificate": certificate}
+            made = {"settings": settings, "certificate": certificate}
+            schedules[_key(steps, condition) + _of_classes(condition.classes)] = schedule._asdict() | classes | made
     record = {"weights_hash": weights_hash, "sampler": sampler, "schedules": schedules}
     scheduler.change_config(calibrated_schedules=record if schedules else None)
 
@@ -45,22 +48,38 @@ def keep_schedules(
 def find_schedule(config: dict[str, Any], num_inference_steps: int, condition: Condition) -> dict[str, Any] | None:
     """Return the timesteps and weights that a config holds for so many steps of its sampler; None if none.
 
-    A schedule is for the guidance that it was fitted with, and for the classes that it was fitted to.
+    A schedule is for the guidance that it was fitted with, and for the classes that it was fitted to; of several it is
+    the one for the fewest classes.
     """
     record = config.get("calibrated_schedules") or {}
-    found = record.get("schedules", {}).get(_key(num_inference_steps, condition))
-    if found is None or record["sampler"] != describe_sampler(config, record["sampler"]):
+    key, wanted = _key(num_inference_steps, condition), set(condition.classes or [])
+    found = [
+        schedule
+        for name, schedule in record.get("schedules", {}).items()
+        if name.split(OF_CLASSES)[0] == key and wanted <= set(schedule.get("classes") or [])
+    ]
+    if not found or condition.guide is not None:
         return None
-    if condition.guide is not None or not set(condition.classes or []) <= set(found.get("classes") or []):
+    if record["sampler"] != describe_sampler(config, record["sampler"]):
         return None
-    return {"timesteps": found["timesteps"], "weights": found["weights"]}
+    best = min(found, key=lambda schedule: len(schedule.get("classes") or []))
+    return {"timesteps": best["timesteps"], "weights": best["weights"]}
 
 
 def _key(steps: int, condition: Condition) -> str:
-    """What a schedule goes by: its steps, and the guidance if there is some."""
-    guidance = f" at guidance_scale {condition.scale}" if condition.scale != 1 else ""
+    """What a schedule goes by beside its classes: its steps, and the guidance if there is some."""
+    scale = round(float(condition.scale), 6)  # whatever kind of number it came as
+    guidance = f" at guidance_scale {scale}" if scale != 1 else ""
     interval = " in {} to {}".format(*condition.interval) if condition.interval else ""
-    return f"{steps}{guidance}{interval}"
+    return f"{int(steps)}{guidance}{interval}"
+
+
+def _of_classes(classes: list[int] | None) -> str:
+    """Classes, which are in order, as the end of a key: " of classes 0-3+7"."""
+    if classes is None:
+        return ""
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(classes), lambda pair: pair[1] - pair[0])]
+    return OF_CLASSES + "+".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def describe_sampler(config: dict[str, Any], keys: dict[str, Any] | None = None) -> dict[str, Any]:

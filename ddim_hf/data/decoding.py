@@ -6,6 +6,8 @@ from contextlib import suppress
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..images import on_white
+
 IMAGE_SUFFIXES = tuple(".png .jpg .jpeg .jfif .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .tga .jp2 .avif".split())
 
 
@@ -33,7 +35,7 @@ def to_pixels(image: Image.Image, channels: int, resolution: int) -> np.ndarray:
 
 def in_channels(image: Image.Image, channels: int) -> Image.Image:
     """An image of any mode as L, for one channel, or RGB."""
-    return _convert(_on_white(_eight_bit(image)), channels)
+    return _convert(on_white(_eight_bit(image)), channels)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -50,12 +52,6 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if not (low >= 0 and high <= top):  # NaN too
         raise ValueError(f"values of mode {image.mode} from {low:g} to {high:g}, where 0 to {top} is allowed")
     return Image.fromarray(np.round(values * (255 / top)).astype(np.uint8))
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image
 
 
 def _convert(image: Image.Image, channels: int) -> Image.Image:

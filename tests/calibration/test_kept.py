@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from PIL import Image
 from training_runs import ROOT
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, pipeline_ddim_custom
-from ddim_hf.calibration import table
+from ddim_hf.calibration import Schedule, keep_schedules, table
 from ddim_hf.generation import generate
 
 SETTINGS = dict(num_images=6, teacher_steps=12)
@@ -190,6 +191,7 @@ def test_a_schedule_that_plain_steps_are_as_good_as_is_not_kept(fitted):
 BAD_CALIBRATIONS = [
     (dict(num_inference_steps=0), "num_inference_steps is 0; allowed"),
     (dict(num_inference_steps=[5, 12]), r"num_inference_steps is 12; allowed: below teacher_steps \(12\)"),
+    (dict(num_inference_steps=()), "num_inference_steps has no entries; allowed: one or more"),
     (dict(num_images=1), "num_images is 1; allowed"),
     (dict(teacher_steps=1001), "teacher_steps is 1001; allowed: 2 to 1000"),
     (dict(max_batch_size=0), "max_batch_size is 0; allowed"),
@@ -203,7 +205,101 @@ def test_calibrate_refuses_what_it_cannot_do(fitted, arguments, message):
         fitted.calibrate(**{"num_inference_steps": 5, **SETTINGS, **arguments})
 
 
+def with_classes() -> DDIMCustomPipeline:
+    unet = tiny_unet(num_class_embeds=5).eval()
+    torch.nn.init.normal_(unet.class_embedding.weight, std=5.0)
+    pipe = DDIMCustomPipeline(unet, DDIMSchedulerCustom(), dict(enumerate(["cat", "dog", "bird", "fish"])))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_a_new_schedule_replaces_that_of_its_own_classes_alone(tmp_path):
+    """Schedules of the same steps for other classes stay, also the one whose new fit is no better than plain steps;
+    a call takes the one for the fewest classes. They come back from disk."""
+    pipe = with_classes()
+    for labels in ("all", None, [0, 1, 3], "bird", "bird"):
+        pipe.calibrate(np.int64(3), class_labels=labels, num_images=8, teacher_steps=12)
+    schedules = pipe.scheduler.config.calibrated_schedules["schedules"]
+    assert list(schedules) == [f"3 of classes {name}" for name in ("0-3", "4", "0-1+3", "2")]
+    pipe.save_pretrained(tmp_path)
+    pipe = DDIMCustomPipeline.from_pretrained(tmp_path)
+
+    def taken(labels, steps=3):
+        found = pipe.calibrated_schedule(steps, class_labels=labels)
+        return next(name for name, schedule in schedules.items() if found["weights"] == schedule["weights"])
+
+    assert [taken(labels)[13:] for labels in (None, "dog", "bird", ["dog", "bird"])] == ["4", "0-1+3", "2", "0-3"]
+    assert taken("dog", 3.0) == taken("dog", np.int64(3)) == taken("dog")
+
+    worse = copy.deepcopy(pipe.scheduler)
+    certificate = {name: dict(rms=rms, bands=[1, 1, 1]) for name, rms in [("calibrated 3", 2), ("plain 3", 1)]}
+    certificate["teacher 12"] = dict(rms=0, bands=[1, 1, 1])
+    fits = {3: (Schedule([2, 1, 0], [[1, 0, 0]] * 3), certificate)}
+    keep_schedules(worse, fits, pipe._condition(1, "bird"), weights_hash=pipe._weights_hash())
+    assert worse.config.calibrated_schedules["schedules"] == schedules
+
+
+def test_schedules_of_before_are_read():
+    """A key without classes, as configs had them, is that of the classes in its entry."""
+    pipe = with_classes()
+    pipe.calibrate(3, class_labels=["cat", "dog"], **SETTINGS)
+    record = copy.deepcopy(pipe.scheduler.config.calibrated_schedules)
+    record["schedules"] = {"3": record["schedules"].pop("3 of classes 0-1")}
+    pipe.scheduler.change_config(calibrated_schedules=record)
+    assert pipe.calibrated_schedule(3, class_labels="dog") and not pipe.calibrated_schedule(3, class_labels="bird")
+
+
+def test_each_class_is_in_both_halves():
+    """Fewer noises than twice the classes are refused: some classes would be measured alone, or fitted to alone."""
+    with pytest.raises(ValueError, match="num_images is 7 with 4 classes; allowed: from 8"):
+        with_classes().calibrate(3, num_images=7, teacher_steps=12, class_labels="all")
+
+
+def test_guidance_is_a_number_of_any_kind(fitted):
+    """A schedule is found by a guidance of float32 as by Python's, and with the scheduler's own clipping named."""
+    pipe = with_classes()
+    pipe.calibrate(3, class_labels="cat", guidance_scale=1.1, **SETTINGS)
+    assert pipe.calibrated_schedule(3, class_labels="cat", guidance_scale=np.float32(1.1))
+    assert images(fitted, clip_sample=True).calibrated
+
+
+def test_betas_changed_in_place_turn_schedules_off(fitted, tmp_path):
+    """Values of alphas_cumprod that are changed in place count for schedules, and are saved."""
+    pipe = DDIMCustomPipeline(fitted.unet, copy.deepcopy(fitted.scheduler))
+    pipe.set_progress_bar_config(disable=True)
+    assert images(pipe).calibrated
+    pipe.scheduler.alphas_cumprod[:] = pipe.scheduler.alphas_cumprod**2
+    pipe.save_pretrained(tmp_path)
+    loaded = DDIMCustomPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert not pipe.calibrated_schedule(4)
+    assert torch.allclose(loaded.scheduler.alphas_cumprod, pipe.scheduler.alphas_cumprod, rtol=1e-4, atol=1e-7)
+    assert torch.allclose(images(loaded).images, images(pipe).images, atol=1e-4)
+
+
 # The command
+
+
+def test_what_save_scheduler_cannot_write_is_said_before_the_work(fitted, tmp_path, monkeypatch, capsys):
+    """A checkpoint, which would no longer be whole, and a folder in another layout are refused by calibrate.py before
+    it loads them, and by save_scheduler; the folder stays as it was."""
+    fitted.save_pretrained(tmp_path)
+    file, script = tmp_path / "scheduler" / "scheduler_config.json", str(ROOT / "examples" / "calibrate.py")
+    monkeypatch.setattr(sys, "argv", [script, str(tmp_path), "--num_inference_steps", "3"])
+
+    def assert_refused(message: str):
+        before = file.read_bytes()
+        with pytest.raises(ValueError, match=message):
+            fitted.save_scheduler(tmp_path)
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(script, run_name="__main__")
+        assert end.value.code == 2 and re.search(message, capsys.readouterr().err) and file.read_bytes() == before
+
+    (tmp_path / "state.json").write_text("{}")
+    assert_refused("is a checkpoint, .*; allowed: another folder")
+    (tmp_path / "state.json").unlink()
+    (tmp_path / "model_index.json").unlink()
+    assert_refused("has no model_index.json .*; allowed: what save_pretrained has written")
 
 
 def test_the_command_gives_the_same_on_two_processes(fitted, tmp_path, monkeypatch, capsys):
@@ -257,5 +353,5 @@ def test_a_schedule_is_for_its_guidance_and_classes():
     assert [taken(**asked) for asked in others] == [None] * len(others)
     run = dict(num_inference_steps=3, seeds=[1, 2], guidance_scale=1.5)
     assert pipe(class_labels=["cat", "dog"], **run).calibrated and not pipe(class_labels=[0, 2], **run).calibrated
-    with pytest.raises(ValueError, match="no schedule .* allowed: 3 at guidance_scale 1.5, 3, at eta 0"):
+    with pytest.raises(ValueError, match="no schedule .* allowed: 3 at guidance_scale 1.5 of classes 0-1, 3 of classes 0, at"):
         pipe(2, class_labels="bird", calibrated=True, **run)

@@ -729,8 +729,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
             classes = len(set(self.labels_in_turn(class_labels)))
             if num_images < 2 * classes:
                 raise ValueError(
-                    f"num_images is {num_images} with {classes} classes; allowed: from {2 * classes}, as each is to be "
-                    "in both halves"
+                    f"num_images is {num_images} with {classes} classes; allowed: from {2 * classes}, so that each "
+                    "is in both halves"
                 )
             class_labels = self.labels_in_turn(class_labels, range(num_images))
         condition = self._condition(num_images, class_labels, **guidance)

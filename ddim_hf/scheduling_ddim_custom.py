@@ -215,6 +215,7 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
 
     @property
     def config(self) -> FrozenDict:
+        """The config, with the betas that alphas_cumprod has now."""
         self._follow_alphas()
         return super().config
 

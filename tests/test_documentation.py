@@ -59,7 +59,7 @@ SMALL = {
     "push_to_hub.py": "",
     "make_patches.py": "--resolution 8 --num_images 4",
     "push_space.py": "",
-    "calibrate.py": "--num_inference_steps 2,3 --num_images 2 --teacher_steps 4",
+    "calibrate.py": "--num_inference_steps 2,3 --num_images 20 --teacher_steps 4",
 }
 # Values that stand for larger ones or for what lies on the real Hub, where they are printed.
 STAND_INS = {"uoft-cs/cifar10": "path/to/images", "10,20,50,100": "2,3"}

@@ -1,4 +1,4 @@
-# make demo: train, load, sample (a few minutes on 2 CPU cores).   make test: the suite, offline; make test-all: its seven slowest too.
+# make demo: train, load, sample (a few minutes on 2 CPU cores).   make test: the suite, offline; make test-all: its nine slowest too.
 # make app: a page to look with, at 127.0.0.1.   make test-browser: its tests in a real Chromium.
 # make cifar10-64, make cifar10-128: train on CIFAR-10, evaluate, write docs/results.md; a GPU is assumed.
 # make celebahq-256: the same on CelebA-HQ at 256 pixels, 500,000 steps of 64 images, into docs/celebahq-256.md.

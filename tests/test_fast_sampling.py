@@ -241,6 +241,7 @@ def test_the_network_that_is_there_is_sampled(pipe):
     assert (pipe(**SEEDS).images - images).abs().max() < 1e-4 and pipe.fast_network.unet is twin.unet
 
 
+@pytest.mark.slow
 def test_more_batch_sizes_than_torchs_own_limit(pipe):
     """Where torch's own limit is one compilation, a second batch size is compiled all the same."""
     pipe.enable_fast_sampling(dtype=torch.float32)

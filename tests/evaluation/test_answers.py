@@ -324,6 +324,7 @@ runpy.run_path(os.environ["EVALUATE"], run_name="evaluate")["main"]()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child is not told of its parent's end")
+@pytest.mark.slow
 def test_a_launcher_that_is_terminated_ends_its_child_and_the_cell_goes_on(files, tmp_path):
     """SIGTERM to accelerate launch ends evaluate.py too, amid a cell; called again it goes on, and has the figure
     of an evaluation that nothing ended, to 1e-9."""

@@ -244,6 +244,8 @@ def test_commands_run(monkeypatch, house, command):
         digits = "digits" in words
         words += ["--pretrained", "models/digits" if digits else "models/ddim-cifar10-64"]
         words += ["--dataset_name", "digits" if digits else "path/to/images"]
+        if "--output_dir" in words:  # where a model stands in for the one that is to be trained
+            shutil.rmtree(words[words.index("--output_dir") + 1], ignore_errors=True)
     monkeypatch.setattr(sys, "argv", [script, *words])
     try:
         runpy.run_path(script, run_name="__main__")

@@ -1,6 +1,7 @@
 """The average of a run's weights whose samples are best: one of those that were saved, or a combination of them."""
 
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -13,8 +14,10 @@ from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import on_main
 from .checkpoints import MODEL_WEIGHTS, Tensors, list_checkpoints, load_checkpoint, why_torn
 from .log import LOG_FILE
-from .profiles import Profile, combine_profiles, parse_profile
+from .profiles import Profile, combine_profiles, parse_profiles
+from .result import with_schedules_of
 
+logger = logging.getLogger(__name__)
 CHOICE_FILE = "choice.json"
 WRITTEN = {"model_index.json", "unet", "scheduler", "config.json", LOG_FILE, CHOICE_FILE}
 
@@ -54,12 +57,11 @@ def load_averages(run: str | Path) -> SavedAverages:
     """
     weights, newest = {}, None
     for path in list_checkpoints(Path(run)):
-        if why_torn(path):
+        if reason := why_torn(path):
+            logger.warning(f"{path} cannot be used ({reason}); its averages are left out")
             continue
         tensors, state = load_checkpoint(path)
-        text = state["identity"]["ema_decay"]
-        for number, part in enumerate(() if text == "none" else text.split(",")):
-            profile = parse_profile(part)
+        for number, profile in enumerate(parse_profiles(state["identity"]["ema_decay"])):
             # Checkpoints of earlier versions hold the first by its own name too.
             name = MODEL_WEIGHTS if number == 0 and MODEL_WEIGHTS in tensors else profile.name
             weights[profile, state["step"]] = tensors[name]
@@ -91,7 +93,7 @@ def choose_average(
     saved, folder = load_averages(run), Path(folder or Path(run, "chosen"))
     on_main(lambda: _check_place(folder))  # before hours of sampling
     candidates = [profile for profile, step in saved.weights if step == saved.step]
-    candidates += [profile for profile in lengths if profile not in candidates]
+    candidates = list(dict.fromkeys([*candidates, *lengths]))
     errors = {}
     with tempfile.TemporaryDirectory(prefix="averages-") as scratch:
         places = [Path(scratch, profile.name) for profile in candidates]
@@ -109,7 +111,7 @@ def choose_average(
             record = {"run": Path(run).name, "step": saved.step, "chosen": names[best], "cells": comparison.cells}
             record |= {"distances": dict(zip(names, comparison.values, strict=True)), "profile_errors": errors}
             with whole_folder(folder) as beside:
-                shutil.copytree(places[best], beside, dirs_exist_ok=True)
+                with_schedules_of(folder, DDIMCustomPipeline.from_pretrained(places[best])).save_pretrained(beside)
                 for file in (
                     Path(run, "config.json"),
                     Path(run, LOG_FILE),

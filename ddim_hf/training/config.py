@@ -11,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..data import MAX_CACHED_BYTES
 from ..loss import WEIGHTINGS
 from ..unet import UNET_CONFIGS
-from .profiles import Profile, parse_profile
+from .profiles import Profile, parse_profiles
 
 # The samplers are those of the CIFAR-10 runs that the results table of the project's source comes from.
 _CIFAR10 = dict(
@@ -186,7 +186,9 @@ class TrainingConfig:
         "split of the validation loss, or none (as where dataset_name is given alone)"
     )
     validation_steps: int | None = setting("steps between two validations; 1000 if not given")
-    validation_images: int | None = setting("images of the validation loss, at most; 1024 if not given")
+    validation_images: int | None = setting(
+        "images of the validation loss, at most, evenly over the split; 1024 if not given"
+    )
     logger: str = setting("tensorboard, wandb or none", "tensorboard")
     logging_steps: int = setting("steps between two log lines; the only steps that wait for the device", 50)
 
@@ -328,15 +330,7 @@ class TrainingConfig:
 
     def averages(self) -> list[Profile]:
         """The averages of the weights, the first being the result; empty for none."""
-        if str(self.ema_decay).lower() == "none":
-            return []
-        try:
-            profiles = [parse_profile(part) for part in str(self.ema_decay).split(",")]
-        except ValueError as error:
-            raise ValueError(f"ema_decay has {error}, by commas, or none") from error
-        if len(set(profiles)) < len(profiles):
-            raise ValueError(f"ema_decay is {self.ema_decay!r}; allowed: each average once")
-        return profiles
+        return parse_profiles(self.ema_decay)
 
     def sampler_settings(self) -> list[SamplerSettings]:
         """The samplers that run during training."""

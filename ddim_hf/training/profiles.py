@@ -24,7 +24,7 @@ class Profile:
 
     @property
     def name(self) -> str:
-        return f"{self.kind}-{self.length:g}"
+        return f"{self.kind}-{self.length}"
 
     def decays(self, steps: np.ndarray) -> np.ndarray:
         """What the average keeps of itself at these steps, from 1: avg_t = decay avg_{t-1} + (1 - decay) w_t."""
@@ -52,6 +52,23 @@ def parse_profile(text: str) -> Profile:
     if not 0 < profile.length <= (LONGEST if profile.kind == "power" else np.nextafter(1, 0)):
         raise ValueError(f"{text!r}; allowed: a decay in (0, 1), such as 0.999, or power:SIGMA_REL in (0, {LONGEST}]")
     return profile
+
+
+def parse_profiles(text: str | float | None) -> list[Profile]:
+    """Return the profiles that a text such as 0.999,power:0.05 names by commas; empty for none.
+
+    Raises:
+        ValueError: one that is none, or the same twice.
+    """
+    if str(text).lower() == "none":
+        return []
+    try:
+        profiles = [parse_profile(part) for part in str(text).split(",")]
+    except ValueError as error:
+        raise ValueError(f"ema_decay has {error}, by commas, or none") from error
+    if len(set(profiles)) < len(profiles):
+        raise ValueError(f"ema_decay is {text!r}; allowed: each average once")
+    return profiles
 
 
 def gamma_of(sigma_rel: float) -> float:

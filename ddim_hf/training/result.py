@@ -1,17 +1,26 @@
 """The result of a run: its model on the disk, the card beside it, and both on the Hub where asked for."""
 
+import itertools
 import json
 import shlex
 import shutil
+from contextlib import suppress
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from ..files import whole_file, why_not_written
+from ..calibration.kept import keep_schedules
+from ..files import read_json, whole_file, why_not_written
+from ..guidance import Condition
 from ..hub import push_to_hub, write_model_card
 from ..pipeline_ddim_custom import DDIMCustomPipeline
+from ..scheduling_ddim_custom import DDIMSchedulerCustom
+from ..unet import weights_hash
 from .config import TrainingConfig
+
+FIGURES = ("results.json", "results.md", "fid_vs_steps.png", "guidance.png")  # what an evaluation leaves
 
 
 def save_model(pipeline: DDIMCustomPipeline, folder: Path):
@@ -21,6 +30,41 @@ def save_model(pipeline: DDIMCustomPipeline, folder: Path):
     except (OSError, SafetensorError) as error:
         reason = why_not_written(error)
         raise OSError(f"the model was not written to {folder}: {reason}; checkpoints are intact") from error
+
+
+def save_result(pipeline: DDIMCustomPipeline, folder: Path):
+    """Save what a run has trained, with all in the folder that is of these weights, and nothing that is of others."""
+    save_model(with_schedules_of(folder, pipeline), folder)
+    rows = []
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        rows = read_json(folder / "results.json")["results"]
+    if not any(row.get("weights_hash") == weights_hash(pipeline.unet) for row in rows):
+        _set_aside([folder / name for name in FIGURES], "figures")
+
+
+def with_schedules_of(folder: Path, pipeline: DDIMCustomPipeline) -> DDIMCustomPipeline:
+    """A pipeline with those few-step schedules of a folder that were fitted to its weights; says so if others go."""
+    file, pipeline = folder / "scheduler" / "scheduler_config.json", copy(pipeline)
+    there = read_json(file).get("calibrated_schedules") if file.is_file() else None
+    pipeline.scheduler = DDIMSchedulerCustom.from_config(pipeline.scheduler.config)
+    pipeline.scheduler.change_config(calibrated_schedules=there)
+    keep_schedules(pipeline.scheduler, {}, Condition(), weights_hash=weights_hash(pipeline.unet))
+    if there and not pipeline.scheduler.config.calibrated_schedules:
+        print(
+            f"the few-step schedules in {folder} were fitted to other weights, and go; for new ones: python "
+            f"examples/calibrate.py {folder}"
+        )
+    return pipeline
+
+
+def _set_aside(files: list[Path], what: str):
+    """Rename those that are there, and say so: the card would else show them as of weights that they are not of."""
+    files = [file for file in files if file.is_file()]
+    for file in files:
+        names = (file.with_name(f"{file.name}.aside{number or ''}") for number in itertools.count())
+        file.rename(next(name for name in names if not name.exists()))
+    if files:
+        print(f"set aside, as {what} of other weights: {', '.join(map(str, files))} (now *.aside)")
 
 
 def record_of(pretrained: str | None) -> dict[str, Any] | None:
@@ -40,6 +84,8 @@ def publish(config: TrainingConfig, folder: Path, step: int):
     if latest:
         with whole_file(folder / "samples.png") as beside:
             shutil.copyfile(latest[0], beside)
+    else:
+        _set_aside([folder / "samples.png"], "a picture")
     write_model_card(folder, repo_id=config.hub_model_id, license=config.hub_license)
     if not config.push_to_hub:
         return

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..data.sources import is_on_hub
 from ..files import write_text
+from ..hub import is_model
 from ..loss import Objective
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import gathered, on_main
@@ -32,7 +33,7 @@ from .ema import Averages
 from .log import Window, log_line, trim_log
 from .outlook import Pace, summarize
 from .plan import describe_plan
-from .result import publish, record_of, save_model
+from .result import publish, record_of, save_result
 from .samplers import Samplers
 from .setup import (
     build_accelerator,
@@ -195,16 +196,16 @@ class TrainingRun:
 
     def _find_checkpoint(self) -> Path | None:
         """The one that is asked for; None if there is none, or none is."""
-        wanted = self.config.resume_from_checkpoint
-        if wanted is None:
-            existing = list_checkpoints(self.folder)
-            if existing:
-                raise ValueError(
-                    f"{self.folder} already holds {existing[-1].name}; allowed: --resume_from_checkpoint latest to go "
-                    "on with it, or another --output_dir"
-                )
-            return None
-        return find_checkpoint(self.folder, wanted)
+        wanted, existing = self.config.resume_from_checkpoint, list_checkpoints(self.folder)
+        if not existing and is_model(self.folder):
+            raise ValueError(f"{self.folder} holds a model, and no checkpoint of a run; allowed: another --output_dir")
+        beside = wanted is not None and Path(wanted).resolve().parent == self.folder.resolve()
+        if existing and wanted != "latest" and not beside:
+            raise ValueError(
+                f"{self.folder} already holds {existing[-1].name}; allowed: --resume_from_checkpoint latest to go "
+                "on with it, or another --output_dir"
+            )
+        return None if wanted is None else find_checkpoint(self.folder, wanted)
 
     def _hold_folder(self):
         self.lock = hold_folder(self.folder)
@@ -452,7 +453,7 @@ class TrainingRun:
         for number, name in enumerate(averages.names or [None]):
             folder = self.folder if number == 0 else self.folder / name
             with averages.applied(name) as unet:
-                on_main(partial(save_model, with_network(self.pipeline, unet), folder))
+                on_main(partial(save_result, with_network(self.pipeline, unet), folder))
         on_main(self._record_end)
         self.stop.ignore()  # all is saved: from here on a signal ends the process at once
         if self.accelerator.is_main_process:  # for as long as it takes: no other one waits for it

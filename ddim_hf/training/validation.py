@@ -35,15 +35,17 @@ def validation_loss(
         return unet.forward(x_t, timesteps, classes).sample  # not compiled: each batch size would cost a compilation
 
     total = torch.zeros(2, device=accelerator.device)  # summed loss, images
-    count, size = min(len(images), config.validation_images), config.eval_batch_size
+    size, count = config.eval_batch_size, min(len(images), config.validation_images)
+    chosen = np.linspace(0, len(images) - 1, count).round().astype(int)  # evenly: class folders lie one after another
     for number, first in enumerate(range(0, count, size)):
         if number % accelerator.num_processes == accelerator.process_index and not stop.received:
-            x0 = to_states(images[range(first, min(first + size, count))].to(accelerator.device), None)
+            places = chosen[first : first + size]
+            x0 = to_states(images[places].to(accelerator.device), None)
             seed = seed_for(config.seed, VALIDATION)
             _, timesteps, noise = draw_step(seed, number, x0.shape, len(objective.scheduler), accelerator.device)
             classes = null_labels(unet, len(x0))
             if labels is not None:
-                classes = torch.from_numpy(labels[first : first + len(x0)]).to(accelerator.device)
+                classes = torch.from_numpy(labels[places]).to(accelerator.device)
             total[0] += objective(partial(predict, classes=classes), x0, timesteps, noise) * len(x0)
             total[1] += len(x0)
     if stop.requested():

@@ -8,6 +8,8 @@ import sys
 import pytest
 from training_runs import ROOT, config, difference, save_features, save_tiny_model, weights
 
+from ddim_hf import DDIMCustomPipeline
+from ddim_hf.evaluation import Question
 from ddim_hf.hub import model_card
 from ddim_hf.training import train
 from ddim_hf.training.choice_of_average import choose_average, load_averages
@@ -23,6 +25,13 @@ def finished(tmp_path_factory):
     model = save_tiny_model(folder / "model")
     settings = dict(max_train_steps=24, checkpointing_steps=3, checkpoints_total_limit=9)
     return train(config(model, folder / "run", ema_decay=f"{KEPT},power:0.07", **settings))
+
+
+@pytest.fixture
+def short(tmp_path):
+    """A run of 2 steps with a checkpoint at each."""
+    settings = dict(max_train_steps=2, checkpointing_steps=1, ema_decay="0.9")
+    return train(config(save_tiny_model(tmp_path / "model"), tmp_path / "run", **settings))
 
 
 def test_a_combination_is_the_average_that_was_kept(finished):
@@ -96,3 +105,42 @@ def test_a_run_without_averages_is_refused(tmp_path):
     """Where nothing is saved to choose from, it is said in one line."""
     with pytest.raises(ValueError, match="holds no whole checkpoint with averages"):
         load_averages(tmp_path)
+
+
+def test_a_decay_in_any_form_is_read(short):
+    """Averages are found where ema_decay was a number, from Python, and no average is none in any spelling."""
+    shutil.rmtree(short / "checkpoint-1")
+    file = short / "checkpoint-2" / "state.json"
+    state = json.loads(file.read_text())
+    for decay in (0.9, None, "None"):
+        state["identity"]["ema_decay"] = decay
+        file.write_text(json.dumps(state))
+        if decay == 0.9:
+            assert set(load_averages(short).weights) == {(Profile("ema", 0.9), 2)}
+        else:
+            with pytest.raises(ValueError, match="holds no whole checkpoint with averages"):
+                load_averages(short)
+
+
+def test_a_choice_says_what_it_leaves_out_and_loses_no_schedules(short, tmp_path, caplog):
+    """A torn checkpoint is left out with a warning, a length that is given twice is measured once, and schedules that
+    were fitted to what is chosen stay when it is chosen again."""
+    with open(short / "checkpoint-2" / "unet.safetensors", "ab") as file:
+        file.write(b" ")
+    features = save_features(tmp_path / "features.pt", 64)
+    question = Question(str(short), "digits", tmp_path / "averages.json", (2,), num_images=8)
+    question.feature_extractor = features
+
+    def choose():
+        comparison, _, _ = choose_average(short, question, [Profile("ema", 0.5)] * 2)
+        assert comparison.models == ["ema-0.9", "ema-0.5"]
+        pipe = DDIMCustomPipeline.from_pretrained(short / "chosen")
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    pipe = choose()
+    assert f"{short / 'checkpoint-2'} cannot be used (unet.safetensors is not what was written)" in caplog.text
+    pipe.calibrate((2,), num_images=2, teacher_steps=4)
+    pipe.save_scheduler(short / "chosen")
+    again = choose()
+    assert again.scheduler.config.calibrated_schedules == pipe.scheduler.config.calibrated_schedules is not None

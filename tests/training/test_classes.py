@@ -195,6 +195,23 @@ def test_validation_with_and_without_labels(finished):
     assert losses[0] != pytest.approx(losses[1], rel=1e-4)
 
 
+def test_validation_looks_at_all_classes(model, tmp_path):
+    """Of fewer images than the split has, validation takes some evenly over all of it, with their own labels."""
+    pictures(tmp_path / "set" / "train", "abcabcabc")
+    held_out = pictures(tmp_path / "set" / "test", "aaaabbbbcccc")
+    settings = dict(dataset_name=str(tmp_path / "set"), class_conditional=True, cache_dir=str(tmp_path / "cache"))
+    settings |= dict(validation_split="test", validation_images=3, batch_size=4, max_train_steps=1)
+    folder = train(config(model, tmp_path / "run", learning_rate=0.1, **settings))
+    pipe = DDIMCustomPipeline.from_pretrained(folder)
+    images = load_images(held_out, resolution=8, channels=1, labelled=True, cache_dir=tmp_path / "cache")
+    x0, labels = to_states(images[[0, 6, 11]], None), torch.tensor([0, 1, 2])
+    assert images.labels[[0, 6, 11]].tolist() == labels.tolist()
+    _, t, eps = draw_step(seed_for(0, VALIDATION), 0, (3, 1, 8, 8), 1000, torch.device("cpu"))
+    with torch.no_grad():
+        loss = (pipe.unet(pipe.scheduler.add_noise(x0, eps, t), t, labels).sample - eps).square().mean().item()
+    assert log_lines(folder)[-1]["validation_loss"] == pytest.approx(loss, rel=1e-5)
+
+
 def test_without_label_dropout_nothing_is_validated_on_the_null_class(model, tmp_path, capsys):
     """A null class that is not trained has no loss in the log, and the run's first lines say so."""
     settings = dict(class_conditional=True, label_dropout=0.0, validation_split="test", validation_images=8)

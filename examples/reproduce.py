@@ -116,7 +116,10 @@ def given(args: argparse.Namespace, *names: str) -> list[str]:
 
 def train(args: argparse.Namespace, flags: list[str]):
     data = ["--dataset_name", args.dataset_name, "--validation_split", args.held_out, "--output_dir", args.output_dir]
-    resumed = [*given(args, *DATA_FLAGS, *FEATURES), *flags, "--resume_from_checkpoint", "latest"]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--samplers")
+    features = () if parser.parse_known_args(flags)[0].samplers == "none" else FEATURES  # of the evaluation alone
+    resumed = [*given(args, *DATA_FLAGS, *features), *flags, "--resume_from_checkpoint", "latest"]
     call("train.py", "--recipe", args.recipe, *data, *resumed, minutes=args.minutes)
 
 

@@ -143,8 +143,8 @@ def _with(suffixes: tuple[str, ...], files: list[Path]) -> list[Path]:
 
 
 def _by_split(name: str, root: Path, images: list[Path]) -> dict[str, tuple[Path, list[Path]]]:
-    """Where a split lies, and its images: top folders are splits if all of them that hold images are called so, else
-    all is one."""
+    """Where a split lies, and its images: top folders are splits if all of them that hold images are called so, in
+    small letters or capitals, else all is one."""
     by_folder: dict[Path, list[Path]] = {}
     for image in images:
         by_folder.setdefault(image.parent, []).append(image)
@@ -153,10 +153,13 @@ def _by_split(name: str, root: Path, images: list[Path]) -> dict[str, tuple[Path
         top = "" if folder == root else folder.relative_to(root).parts[0]
         by_top.setdefault(top, []).extend(found)
     beside = by_top.pop("", [])
-    named, others = sorted(by_top.keys() & SPLIT_FOLDERS), sorted(by_top.keys() - SPLIT_FOLDERS)
+    named = sorted(top for top in by_top if top.lower() in SPLIT_FOLDERS)
+    others = sorted(by_top.keys() - set(named))
+    if len({top.lower() for top in named}) < len(named):
+        raise ValueError(f"{name!r} has the folders {named}, which are called the same; allowed: one of each split")
     if named and not others:
         tell_left_out(name, beside, f"image beside the splits {named}")
-        return {split: (root / split, by_top[split]) for split in named}
+        return {top.lower(): (root / top, by_top[top]) for top in named}
     if len(named) > 1 or named and len(others) == 1:  # one among several may be a class of that name
         tell(
             f"{name}: its folders {named} are read as one set with the others, {', '.join(others[:3])}, and not as "

@@ -121,8 +121,9 @@ def load_images(
         name: "digits" (scikit-learn's 1,797 images; "test" is every tenth, "train" the others); a folder of images,
             of parquet files or of ZIP or TAR archives; what `ddim_hf.generation.generate` wrote; one parquet file; a
             `save_to_disk` folder; or a dataset's id on the Hub.
-        split: None means "train", or else the only one. The folders train, validation, valid, val and test are
-            splits if no other folder beside them holds images; else all images are the split "train".
+        split: None means "train", or else the only one. The folders train, validation, valid, val and test, in small
+            letters or capitals, are splits if no other folder beside them holds images; else all images are the split
+            "train".
         image_column: found by its type, or by its bytes, if not given.
         config_name: the configuration, of a dataset that has several.
         revision: branch, tag or commit of a dataset on the Hub.

@@ -24,12 +24,16 @@ class Labels:
 
     def numbered_as(self, names: Sequence[str], whose: str) -> np.ndarray:
         """The labels as numbers into other names, `whose` a message calls them; ValueError where those lack one."""
-        lacking = sorted({self.names[number] for number in np.unique(self.numbers)} - set(names))
-        if lacking:
-            allowed = f"{', '.join(names[:10])}{', ...' * (len(names) > 10)}"
-            raise ValueError(f"labels {', '.join(lacking[:5])} are not among {whose}; allowed: {allowed}")
+        refuse_others([self.names[number] for number in np.unique(self.numbers)], names, whose)
         places = {name: number for number, name in enumerate(names)}
         return np.array([places.get(name, -1) for name in self.names], np.int64)[self.numbers]
+
+
+def refuse_others(labels: Iterable[str], names: Sequence[str], whose: str):
+    """Raise ValueError for labels that are not among these names, `whose` the message calls them."""
+    if lacking := sorted(set(labels) - set(names)):
+        allowed = f"{', '.join(names[:10])}{', ...' * (len(names) > 10)}"
+        raise ValueError(f"labels {', '.join(lacking[:5])} are not among {whose}; allowed: {allowed}")
 
 
 def number_labels(

@@ -12,19 +12,33 @@ from ..guidance import number_of_classes
 # Adam goes about one learning rate a step, and an embedding that starts at zero has a long way to go. Fine-tuned on
 # the digits for 200 steps, 14% of samples showed their class, hardly more than by chance; at 20 times the rate 88%.
 FROM_ZERO = 20
+SHOWN = 10  # names of classes in a line
 
 
 def check_labels(images: ImageSet):
     """Raise ValueError, in one line, for labels that no class can be learnt from."""
-    present, count = len(np.unique(images.labels)), len(images.label_names)
-    if present < 2:
-        only = images.label_names[images.labels[0]]
-        raise ValueError(f"all images of {images.name!r} have the label {only!r}; allowed with class_conditional: two")
-    if count >= len(images):
+    shown = [images.label_names[number] for number in np.unique(images.labels)]
+    check_classes(images.name, shown, len(images.label_names), len(images))
+
+
+def check_classes(name: str, shown: Sequence[str], count: int, num_images: int):
+    """Raise ValueError for a set whose images show these of so many classes, if no class can be learnt from it."""
+    if len(shown) < 2:
+        raise ValueError(f"all images of {name!r} have the label {shown[0]!r}; allowed with class_conditional: two")
+    if count >= num_images:
         raise ValueError(
-            f"{images.name!r} has {count} labels for {len(images)} images; allowed with class_conditional: fewer "
-            "labels than images (--label_column)"
+            f"{name!r} has {count} labels for {num_images} images; allowed with class_conditional: fewer labels than "
+            "images (--label_column)"
         )
+
+
+def classes_without_images(images: ImageSet) -> list[str]:
+    """A line that names the classes which no image shows; none where all are shown."""
+    names = images.label_names
+    lacking = [names[number] for number in range(len(names)) if number not in images.labels]
+    more = f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
+    said = f"{len(lacking)} of {len(names)} classes have no images and are not learnt: {', '.join(lacking[:SHOWN])}"
+    return [f"warning: {said}{more}"] if lacking else []
 
 
 def with_classes(

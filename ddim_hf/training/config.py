@@ -164,7 +164,7 @@ class TrainingConfig:
     )
     seed: int = setting("order, flips, timesteps, noise and first weights are functions of it", 0)
     prediction_type: str | None = setting(
-        "epsilon, v_prediction or sample; the pretrained model's if not given, else the recipe's or epsilon"
+        "epsilon, v_prediction or sample; if not given the pretrained model's, of a new one the recipe's or epsilon"
     )
     beta_schedule: str | None = setting("linear, scaled_linear or squaredcos_cap_v2; the pretrained model's or linear")
     snr_gamma: float | None = setting("weight the loss by min-SNR with this gamma (5 is usual)")
@@ -225,9 +225,15 @@ class TrainingConfig:
             defaults |= dict(validation_steps=1000, validation_images=1024)
         if self.class_conditional:
             defaults["label_dropout"] = 0.1
+        if self._has_no_samplers():
+            defaults["feature_extractor"] = "none"
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        if self.validation_split == self.split:
+            raise ValueError(
+                f"validation_split is {self.split!r}, which is trained on; allowed: another split, or none"
+            )
         if self.network is not None and not self.network.endswith(".json"):
             _allow("network", self.network, (*UNET_CONFIGS, "a UNet2DModel config, FILE.json"))
         for name, least in (("block_out_channels", 1), ("attention_levels", 0)):
@@ -287,9 +293,13 @@ class TrainingConfig:
         fitting = [size for size in (64, 128) if self.resolution is not None and self.resolution >= size]
         return f"images-{max(fitting, default=32)}"
 
+    def _has_no_samplers(self) -> bool:
+        return self.samplers is not None and self.samplers.lower() == "none"
+
     def _refuse_what_has_no_effect(self):
         """Raise ValueError for a setting that was given and that another one makes void."""
         extractor = self.feature_extractor or RECIPES[self.recipe]["feature_extractor"]
+        no_samplers = self._has_no_samplers()
         void = {
             "network": (self.pretrained is not None, "pretrained, whose network has its own layout"),
             "block_out_channels": (self.pretrained is not None, "pretrained, whose network has its own layout"),
@@ -298,7 +308,11 @@ class TrainingConfig:
             "loss_weighting": (self.snr_gamma is not None, f"snr_gamma {self.snr_gamma}"),
             "validation_steps": (self.validation_split == "none", "no validation_split"),
             "validation_images": (self.validation_split == "none", "no validation_split"),
-            "inception_weights": (extractor != "inception", f"feature_extractor {extractor}"),
+            "feature_extractor": (no_samplers and self.feature_extractor != "none", "no samplers"),
+            "inception_weights": (
+                no_samplers or extractor != "inception",
+                "no samplers" if no_samplers else f"feature_extractor {extractor}",
+            ),
             "label_column": (not self.class_conditional, "no class_conditional"),
             "label_dropout": (not self.class_conditional, "no class_conditional"),
             "class_learning_rate": (not self.class_conditional, "no class_conditional"),

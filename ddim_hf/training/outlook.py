@@ -9,12 +9,11 @@ from diffusers import UNet2DModel
 
 from ..data import ImageDescription
 from ..reports.words import counted, in_words
-from .classes import null_labels
+from .classes import SHOWN, null_labels
 from .config import TrainingConfig
 from .memory import AUTOCAST, StepMemory
 
 MOST_EPOCHS = 2_000  # of one's own images: beyond, a network has learnt them by heart
-SHOWN = 10  # classes in a line
 TRIAL_SIZE = 64  # pixels; at 256 a pass of celebahq-256 takes half a minute on a CPU core
 TRANSPARENT = {"RGBA", "LA", "PA", "La", "RGBa"}
 
@@ -82,7 +81,7 @@ def _misfits(config: TrainingConfig, count: int | None) -> list[str]:
             "warning: label_dropout 0: the null class is not trained, and guidance and samples without a class "
             f"{without} (--label_dropout 0.1)"
         )
-    if count is not None and config.steps_for(count) <= config.lr_warmup_steps:
+    if count is not None and config.steps_for(count) < config.lr_warmup_steps:
         said.append(
             f"warning: {counted(config.steps_for(count), 'step')}, and {config.lr_warmup_steps:,} of warm-up: the "
             f"learning rate never comes to its peak (--lr_warmup_steps {config.steps_for(count) // 10})"

@@ -1,11 +1,13 @@
 """What --dry_run tells of a run, from the descriptions of its network and its images alone."""
 
 import json
+import math
 from dataclasses import asdict, replace
 
 from accelerate import Accelerator
 
-from .classes import with_classes
+from ..data.labels import refuse_others
+from .classes import check_classes, with_classes
 from .config import TrainingConfig
 from .memory import step_memory
 from .outlook import estimate_time, summarize
@@ -23,10 +25,14 @@ def describe_plan(config: TrainingConfig, accelerator: Accelerator) -> str:
     unet, scheduler, names = describe_model(config)
     check_samplers(config, scheduler)
     images = describe_split(config, config.split, unet.config.in_channels)
-    if config.class_conditional and images.label_names:
-        unet, _ = with_classes(unet, images.label_names, names)
+    known = images.label_names
+    if config.class_conditional and known:
+        check_classes(images.name, known, len(known), images.num_images or math.inf)
+        unet, _ = with_classes(unet, known, names)
     if config.validation_split != "none":
-        describe_split(config, config.validation_split, unet.config.in_channels)
+        held_out = describe_split(config, config.validation_split, unet.config.in_channels)
+        if held_out.num_folders and known:  # whose names are the labels that occur
+            refuse_others(held_out.label_names, known, f"the labels of split {config.split}")
 
     count = sum(parameter.numel() for parameter in unet.parameters())
     memory = step_memory(

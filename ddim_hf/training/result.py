@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ..calibration.kept import keep_schedules
-from ..files import read_json, whole_file, why_not_written
+from ..files import read_json, sha256, whole_file, why_not_written
 from ..guidance import Condition
 from ..hub import push_to_hub, write_model_card
 from ..pipeline_ddim_custom import DDIMCustomPipeline
@@ -32,14 +32,23 @@ def save_model(pipeline: DDIMCustomPipeline, folder: Path):
         raise OSError(f"the model was not written to {folder}: {reason}; checkpoints are intact") from error
 
 
-def save_result(pipeline: DDIMCustomPipeline, folder: Path):
-    """Save what a run has trained, with all in the folder that is of these weights, and nothing that is of others."""
+def save_result(pipeline: DDIMCustomPipeline, folder: Path) -> bool:
+    """Save what a run has trained, and set figures of other weights aside; return whether the folder's weights are
+    others now."""
+    before = _weights_in(folder)
     save_model(with_schedules_of(folder, pipeline), folder)
-    rows = []
+    changed, rows = _weights_in(folder) != before, []
     with suppress(OSError, ValueError, KeyError, TypeError):
         rows = read_json(folder / "results.json")["results"]
-    if not any(row.get("weights_hash") == weights_hash(pipeline.unet) for row in rows):
+    ours = weights_hash(pipeline.unet)
+    # Figures of earlier versions do not say of which weights they are: of those that lay there.
+    if not any(row.get("weights_hash", None if changed else ours) == ours for row in rows):
         _set_aside([folder / name for name in FIGURES], "figures")
+    return changed
+
+
+def _weights_in(folder: Path) -> dict[str, str]:
+    return {file.name: sha256(file) for file in (folder / "unet").glob("*.safetensors")}
 
 
 def with_schedules_of(folder: Path, pipeline: DDIMCustomPipeline) -> DDIMCustomPipeline:
@@ -78,13 +87,17 @@ def record_of(pretrained: str | None) -> dict[str, Any] | None:
         return None
 
 
-def publish(config: TrainingConfig, folder: Path, step: int):
-    """Write the model card, and push the result if the run is to; what fails there costs nothing on disk."""
+def publish(config: TrainingConfig, folder: Path, step: int, changed: bool):
+    """Write the model card, and push the result if the run is to; what fails there costs nothing on disk.
+
+    Args:
+        changed: whether other weights lay in the folder before.
+    """
     latest = sorted((folder / "samples").glob(f"step-{step:07d}-*.png"))
     if latest:
         with whole_file(folder / "samples.png") as beside:
             shutil.copyfile(latest[0], beside)
-    else:
+    elif changed:
         _set_aside([folder / "samples.png"], "a picture")
     write_model_card(folder, repo_id=config.hub_model_id, license=config.hub_license)
     if not config.push_to_hub:

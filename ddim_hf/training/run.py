@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType
 from tqdm.auto import tqdm
 
 from ..data.sources import is_on_hub
-from ..files import write_text
+from ..files import read_json, write_text
 from ..hub import is_model
 from ..loss import Objective
 from ..pipeline_ddim_custom import DDIMCustomPipeline
@@ -26,7 +26,7 @@ from ..processes import gathered, on_main
 from ..reports.provenance import command, describe_run
 from .batches import DROPOUT, BatchOrder, BatchReader, draw_hidden, draw_step, seed_for, to_states
 from .checkpoints import TrainingState, find_checkpoint, lay_out_moments, list_checkpoints, set_aside_newer
-from .classes import FROM_ZERO, check_labels, null_labels, with_classes
+from .classes import FROM_ZERO, check_labels, classes_without_images, null_labels, with_classes
 from .computation import Computation, place
 from .config import TrainingConfig
 from .ema import Averages
@@ -103,6 +103,7 @@ class TrainingRun:
         self.device = self.accelerator.device
         self.stop = StopRequest()
         self.lock = None  # on the folder, from `resume` on
+        self.origin: dict[str, Any] = {}  # what is on record of how a run that is gone on with began
 
         # The network and what it is trained on
         self.unet, self.scheduler, before = build_model(config)
@@ -117,6 +118,7 @@ class TrainingRun:
             config = replace(config, class_learning_rate=rate)
             new = config.seed if config.pretrained is None else None
             self.unet, changes = with_classes(self.unet, names, before, new)
+            changes += classes_without_images(self.images)
         self.accelerator.print(*summarize(config, self.unet, described), *changes, sep="\n", flush=True)
         self.config = config = replace(config, max_train_steps=config.steps_for(len(self.images)))
         self.held_out = self.held_out_labels = None
@@ -179,6 +181,12 @@ class TrainingRun:
                     f"{path} is beyond max_train_steps, {config.max_train_steps}; allowed: from {self.state.step}"
                 )
             self.accelerator.print(f"resuming {path} at step {self.state.step}")
+            self.origin = on_main(lambda: _origin(path.parent))
+            if (began := self.origin.get("pretrained", config.pretrained)) != config.pretrained:
+                self.accelerator.print(
+                    f"note: the run began from {began or 'a new network'}, which stays on record; --pretrained "
+                    f"{config.pretrained} changes nothing"
+                )
         elif wanted is not None:
             self.accelerator.print(f"no checkpoint in {self.folder} yet: starting at step 0")
         if named:  # only now, so that a wrong name makes no folder
@@ -230,6 +238,7 @@ class TrainingRun:
             "num_processes": self.accelerator.num_processes,
             "sharded": self.accelerator.distributed_type is DistributedType.FSDP,
             "num_parameters": sum(parameter.numel() for parameter in self.unet.parameters()),
+            **self.origin,
         }
 
     def identity(self) -> dict[str, Any]:
@@ -449,15 +458,15 @@ class TrainingRun:
 
     def finish(self):
         """Save the result: the first average in the run's folder, each further one in a folder of its own."""
-        averages = self.state.averages
+        averages, changed = self.state.averages, []
         for number, name in enumerate(averages.names or [None]):
             folder = self.folder if number == 0 else self.folder / name
             with averages.applied(name) as unet:
-                on_main(partial(save_result, with_network(self.pipeline, unet), folder))
+                changed.append(on_main(partial(save_result, with_network(self.pipeline, unet), folder)))
         on_main(self._record_end)
         self.stop.ignore()  # all is saved: from here on a signal ends the process at once
         if self.accelerator.is_main_process:  # for as long as it takes: no other one waits for it
-            publish(self.config, self.folder, self.state.step)
+            publish(self.config, self.folder, self.state.step, changed[0])
             print(f"the model lies in {self.folder}; sample it: python examples/sample.py {self.folder}")
 
     def _record_end(self):
@@ -472,3 +481,9 @@ class TrainingRun:
         self.stop.close()
         self.accelerator.free_memory()
         self.accelerator.end_training()
+
+
+def _origin(run: Path) -> dict[str, Any]:
+    """What a run's record says of the network that it began from; nothing where there is no record."""
+    record = read_json(run / "config.json") if (run / "config.json").is_file() else {}
+    return {name: record[name] for name in ("pretrained", "network", "started_from") if name in record}

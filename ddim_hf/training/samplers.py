@@ -44,8 +44,8 @@ class Samplers:
     Args:
         config: their settings, and where features come from.
         accelerator: the images are divided among its processes, image k from seed k on whichever makes it, of
-            class k % K where the network has K classes.
-        reference: the images that the distance is taken to.
+            class k % K of the K that have images.
+        reference: the images that the distance is taken to, with the labels that are trained.
         stop: asked between batches; a sampler that it interrupts stays in `pending`, to be run anew.
 
     Raises:
@@ -59,6 +59,7 @@ class Samplers:
         self.pending: list[SamplerSettings] = []
         self.best: dict[SamplerSettings, float] = {}
         self.others: dict[str, list] = {}  # the best of samplers that this part of the run leaves out
+        self.classes = [] if reference.labels is None else np.unique(reference.labels).tolist()
         self.extractor = self.reference = None
         if self.settings and config.feature_extractor != "none":
             named = None if config.feature_extractor == "inception" else config.feature_extractor
@@ -119,7 +120,7 @@ class Samplers:
                 except Interrupted:
                     return
             whole = [image for part in gathered(grid) for image in part]  # in the order of the seeds
-            on_main(partial(self._save_grid, sampler, whole, step, classes=len(pipeline.id2label)))
+            on_main(partial(self._save_grid, sampler, whole, step, classes=len(self.classes)))
             # Done once all is written: a stop before this runs the sampler anew from the checkpoint.
             self.pending.pop(0)
             yield values
@@ -161,7 +162,7 @@ class Samplers:
 
     def _states(self, pipeline: DDIMCustomPipeline, sampler: SamplerSettings, seeds: range) -> torch.Tensor | None:
         """Images from these seeds; None where this process was asked to stop."""
-        classes = len(pipeline.id2label)
+        classes = self.classes
 
         def interrupt(*_):
             if self.stop.received:
@@ -170,7 +171,7 @@ class Samplers:
         try:
             output = pipeline(
                 len(seeds),
-                class_labels=[seed % classes for seed in seeds] if classes else None,
+                class_labels=[classes[seed % len(classes)] for seed in seeds] if classes else None,
                 eta=sampler.eta,
                 num_inference_steps=sampler.steps,
                 output_type="latent",

@@ -22,13 +22,15 @@ from diffusers import UNet2DModel
 from filelock import FileLock, Timeout
 
 from ..data import ImageDescription, ImageSet, describe_images, describe_source, load_images, open_source
-from ..hub import load_configs
+from ..files import read_json
+from ..hub import is_model, load_configs
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import COLLECTIVE_LIMIT, gathered, once_a_machine, wait_for_all
 from ..reports.provenance import launcher
 from ..scheduling_ddim_custom import DDIMSchedulerCustom
 from ..unet import UNET_CONFIGS
-from .config import PRECISIONS, TrainingConfig
+from .checkpoints import list_checkpoints
+from .config import PRECISIONS, TrainingConfig, square_size
 from .network import new_network
 
 COLOUR = [name for name, row in UNET_CONFIGS.items() if row["in_channels"] == 3]
@@ -128,16 +130,19 @@ def build_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCusto
     if config.pretrained is None:
         torch.manual_seed(config.seed)
         return new_network(config), _schedule(config, {}), None
+    _check_ended(Path(config.pretrained))
     if _is_network_alone(Path(config.pretrained)):
-        pipeline = DDIMCustomPipeline(UNet2DModel.from_pretrained(config.pretrained), DDIMSchedulerCustom())
+        schedule, index = _configs_beside(config)
+        unet = UNet2DModel.from_pretrained(config.pretrained, use_safetensors=True)
     else:
         pipeline = DDIMCustomPipeline.from_pretrained(config.pretrained)
-    _check_fit(config, pipeline.unet)
-    unet = pipeline.unet
+        unet, schedule, index = pipeline.unet, pipeline.scheduler.config, pipeline.config
+    _check_fit(config, unet)
     if config.dropout not in (None, unet.config.dropout):
+        weights = unet.state_dict()
         unet = UNet2DModel.from_config(unet.config, dropout=config.dropout)
-        unet.load_state_dict(pipeline.unet.state_dict())
-    return unet, _schedule(config, pipeline.scheduler.config), _names(pipeline.config)
+        unet.load_state_dict(weights)
+    return unet, _schedule(config, schedule), _names(index)
 
 
 def describe_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCustom, list[str] | None]:
@@ -146,8 +151,9 @@ def describe_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCu
         with torch.device("meta"):
             unet = new_network(config)
         return unet, _schedule(config, {}), None
+    _check_ended(Path(config.pretrained))
     if _is_network_alone(Path(config.pretrained)):
-        layout, schedule, index = UNet2DModel.load_config(config.pretrained), {}, {}
+        layout, (schedule, index) = UNet2DModel.load_config(config.pretrained), _configs_beside(config)
     else:
         with tempfile.TemporaryDirectory() as scratch:  # in place of the Hub's cache
             layout, schedule, index = load_configs(config.pretrained, cache_dir=scratch)
@@ -158,10 +164,37 @@ def describe_model(config: TrainingConfig) -> tuple[UNet2DModel, DDIMSchedulerCu
     return unet, _schedule(config, schedule), _names(index)
 
 
+def _check_ended(folder: Path):
+    """Raise ValueError for the folder of a run that has not ended, whose config.json is no network's."""
+    record, checkpoints = folder / "config.json", list_checkpoints(folder)
+    if record.is_file() and "output_dir" in read_json(record) and not is_model(folder):
+        newest = f"its newest checkpoint, {checkpoints[-1]}" if checkpoints else "its result, when it has one"
+        raise ValueError(f"{folder} is of a run that has not ended; allowed: {newest}")
+
+
 def _is_network_alone(folder: Path) -> bool:
     """Whether a folder holds a network that was saved by itself, with no noise schedule."""
     others = ("model_index.json", "scheduler_config.json")
     return (folder / "config.json").is_file() and not any((folder / name).is_file() for name in others)
+
+
+def _configs_beside(config: TrainingConfig) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The noise schedule and the index of the model whose folder a network alone lies in; none of one that lies in no
+    such folder.
+
+    Raises:
+        ValueError: then nothing says what the network predicts.
+    """
+    folder = Path(config.pretrained).resolve().parent
+    if (folder / "model_index.json").is_file():
+        _, schedule, index = load_configs(folder, cache_dir=folder)  # a folder here: nothing is kept
+        return schedule, index
+    if config.prediction_type is None:
+        raise ValueError(
+            f"{config.pretrained} is a network alone, which does not say what it predicts; allowed: with "
+            "--prediction_type epsilon, v_prediction or sample"
+        )
+    return {}, {}
 
 
 def _names(index: Mapping[str, Any]) -> list[str] | None:
@@ -171,11 +204,15 @@ def _names(index: Mapping[str, Any]) -> list[str] | None:
 
 
 def _check_fit(config: TrainingConfig, unet: UNet2DModel):
-    size = unet.config.sample_size
+    size, channels = square_size(unet.config.sample_size), (unet.config.in_channels, unet.config.out_channels)
+    if channels not in ((1, 1), (3, 3)):
+        raise ValueError(f"{config.pretrained} has in_channels and out_channels {channels}; allowed: both 1 or both 3")
     if unet.config.class_embed_type is not None:
         raise ValueError(f"{config.pretrained} has class_embed_type {unet.config.class_embed_type}; allowed: null")
     if unet.config.num_class_embeds is not None and not config.class_conditional:
         raise ValueError(f"{config.pretrained} is conditioned on classes; allowed: with class_conditional")
+    if size is None:
+        raise ValueError(f"{config.pretrained} has sample_size {unet.config.sample_size}; allowed: that of a square")
     if size != config.resolution:
         raise ValueError(f"resolution is {config.resolution}; allowed with {config.pretrained}: {size}")
 
@@ -184,6 +221,8 @@ def _schedule(config: TrainingConfig, pretrained: Mapping[str, Any]) -> DDIMSche
     """A model's noise schedule, with the changes that the settings ask for."""
     given = {"prediction_type": config.prediction_type, "beta_schedule": config.beta_schedule}
     given = {name: value for name, value in given.items() if value is not None}
+    if config.beta_schedule is not None:
+        given["trained_betas"] = None  # which would count in its place
     given["calibrated_schedules"] = None  # those that there are were fitted to the weights before this training
     return DDIMSchedulerCustom.from_config(pretrained, **given)
 
@@ -210,8 +249,10 @@ def describe_split(config: TrainingConfig, split: str, channels: int) -> ImageDe
 
 def _check_channels(config: TrainingConfig, images: ImageDescription, channels: int):
     # Grey images lose nothing in a network of three channels, and are taken.
+    network = f"network {config.network}" if config.pretrained is None else config.pretrained
+    if channels == 3 and config.grey:
+        raise ValueError(f"grey is given with {network}, which has three channels; allowed: one of them")
     if channels == 1 and images.channels == 3 and not config.grey:
-        network = f"network {config.network}" if config.pretrained is None else config.pretrained
         raise ValueError(
             f"{config.dataset_name} holds colour images and {network} has one channel; allowed: --recipe with a "
             f"colour network ({', '.join(COLOUR)}), or --grey to make them grey"

@@ -34,6 +34,18 @@ def test_class_folders_are_one_set_and_split_folders_are_splits(tmp_path):
     assert len(load_images(str(tmp_path / "splits"), resolution=8, split="test")) == 2
 
 
+def test_splits_may_be_called_in_capitals(tmp_path):
+    """Train/ and Test/ are splits as train/ and test/ are, with their own class folders; two of a name are refused."""
+    for split, count in (("Train", 3), ("Test", 2)):
+        for name in ("cat", "dog"):
+            write_folder(tmp_path / "set" / split / name, count)
+    assert len(load(tmp_path / "set")) == 6 and len(load(tmp_path / "set", "test")) == 4
+    assert load_images(str(tmp_path / "set"), resolution=8, labelled=True).label_names == ("cat", "dog")
+    write_folder(tmp_path / "set" / "train" / "cat", 1)
+    with pytest.raises(ValueError, match=r"folders \['Test', 'Train', 'train'\], which are called the same; allowed"):
+        load(tmp_path / "set")
+
+
 @pytest.mark.parametrize("name", ["train", "test", "val"])
 def test_a_class_called_as_a_split_is_a_class(tmp_path, name):
     """Where other folders hold images too, a folder train, test or val is read with them, as CIFAR-100's train is."""

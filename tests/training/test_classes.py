@@ -20,6 +20,7 @@ from training_runs import (
 
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.data import load_images
+from ddim_hf.images import image_grid
 from ddim_hf.training import TrainingConfig, train
 from ddim_hf.training.batches import VALIDATION, BatchOrder, BatchReader, draw_hidden, draw_step, seed_for, to_states
 from ddim_hf.training.classes import null_labels, with_classes
@@ -264,6 +265,37 @@ def test_samplers_draw_the_classes_in_turn(model, tmp_path):
         assert np.abs(shown.astype(int) - np.asarray(wanted.convert("L"))).max() <= 1
     assert in_rows(list(range(7)), 3) == ([0, 3, 1, 4, 2, 5], 2)
     assert in_rows(list(range(5)), 3) == in_rows(list(range(5)), 0) == (list(range(5)), None)
+
+
+@pytest.mark.filterwarnings("ignore:.*left out 1 of 7 images")
+def test_classes_without_images_are_said_and_not_drawn(model, tmp_path, capsys):
+    """Classes that no image shows, here as it cannot be read, are named, and samplers draw the others in turn."""
+    place = pictures(tmp_path / "set", "abababc")
+    for file in (tmp_path / "set" / "c").iterdir():
+        file.write_bytes(b"torn")
+    settings = dict(dataset_name=place, skip_broken=True, cache_dir=str(tmp_path / "cache"), batch_size=2)
+    settings |= dict(samplers="2:0.0:1:4", feature_extractor="none", max_train_steps=1, learning_rate=0.1)
+    folder = train(config(model, tmp_path / "run", class_conditional=True, **settings))
+    assert "warning: 1 of 3 classes have no images and are not learnt: c\n" in capsys.readouterr().out
+    pipe = DDIMCustomPipeline.from_pretrained(folder)
+    output = pipe(4, num_inference_steps=2, seeds=range(4), class_labels=["a", "b", "a", "b"])
+    wanted = np.asarray(image_grid(*in_rows(output.images, 2)))
+    shown = np.asarray(Image.open(folder / "samples" / "step-0000001-2-0.png"))
+    assert np.abs(shown.astype(int) - wanted).max() <= 1
+
+
+def test_a_dry_run_refuses_labels_as_the_run_does(model, tmp_path):
+    """Where the labels are known without reading the set, one class, or a held-out class that is not trained, ends
+    --dry_run with the run's own line."""
+    one = dict(dataset_name=pictures(tmp_path / "one", "aaaa"))
+    pictures(tmp_path / "two" / "train", "abab")
+    pictures(tmp_path / "two" / "test", "abz")
+    two = dict(dataset_name=str(tmp_path / "two"), validation_split="test")
+    for message, data in (("all images of .* have the label 'a'", one), ("labels z are not among the labels of", two)):
+        for dry in (True, False):
+            settings = data | dict(cache_dir=str(tmp_path / "cache"), batch_size=2, dry_run=dry)
+            with pytest.raises(ValueError, match=message):
+                train(config(model, tmp_path / "run", class_conditional=True, **settings))
 
 
 def test_a_networks_file_is_trained_with_classes(tmp_path):

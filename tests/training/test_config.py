@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,8 @@ VOID = {
     "validation_steps": dict(validation_steps=10, validation_split="none"),
     "validation_images": dict(validation_images=10, dataset_name="my/images"),
     "inception_weights": dict(inception_weights="file.pt", feature_extractor="features.pt"),
+    "inception_weights ": dict(recipe="cifar10-64", inception_weights="file.pt", samplers="none"),
+    "feature_extractor": dict(feature_extractor="features.pt", samplers="none"),
     "hub_private": dict(hub_private=True),
 }
 
@@ -117,8 +120,16 @@ VOID = {
 @pytest.mark.parametrize("name", VOID)
 def test_settings_without_effect_are_refused(name):
     """A setting that another one makes void is an error of one line that names both."""
-    with pytest.raises(ValueError, match=rf"^{name} is given with [^\n]*; allowed: "):
+    with pytest.raises(ValueError, match=rf"^{name.strip()} is given with [^\n]*; allowed: "):
         TrainingConfig(**VOID[name])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_configuration_is_one_of_its_own_settings(recipe):
+    """What the resolved settings leave void is not among them: they make the same configuration again."""
+    for none in ({}, dict(samplers="none"), dict(validation_split="none")):
+        made = TrainingConfig(recipe=recipe, dataset_name="org/images", **none)
+        assert replace(made) == made
 
 
 def test_a_distance_needs_two_images():
@@ -150,6 +161,7 @@ BAD = {
     "dropout": 1.0,
     "weight_decay": -0.1,
     "seed": -1,
+    "validation_split": "train",
 }
 
 
@@ -345,6 +357,7 @@ def test_a_network_saved_by_itself_is_fine_tuned(model, tmp_path):
     pipe = DDIMCustomPipeline.from_pretrained(model)
     pipe.unet.save_pretrained(tmp_path / "unet")
     settings = dict(pretrained=str(tmp_path / "unet"), resolution=8, beta_schedule="scaled_linear")
+    settings |= dict(prediction_type="epsilon")
     unet, scheduler, _ = build_model(TrainingConfig(output_dir=str(tmp_path / "run"), **settings))
     assert all(torch.equal(a, b) for a, b in zip(unet.parameters(), pipe.unet.parameters(), strict=True))
     assert scheduler.config.beta_schedule == "scaled_linear"

@@ -52,6 +52,8 @@ def test_what_changes_or_does_not_fit_is_said(tmp_path):
     assert len(said(folder_of(tmp_path / "fit", [(64, 64)] * 32))) == 1
     short = said(folder_of(tmp_path / "short", [(64, 64)] * 16), max_train_steps=90)
     assert "90 steps, and 100 of warm-up" in short[1] and "--lr_warmup_steps 9)" in short[1] and len(short) == 2
+    just = said(str(tmp_path / "short"), max_train_steps=90, lr_warmup_steps=90)  # its last step is at the peak
+    assert len(just) == 1
     colour = said(folder_of(tmp_path / "colour", [(8, 8)] * 64), recipe="digits", max_train_steps=90)
     assert "8 x 8;" in colour[0] and colour[1:] == ["note: the images are in colour, and are made grey"]
 

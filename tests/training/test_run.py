@@ -363,6 +363,19 @@ def test_the_card_says_what_a_run_started_from(models, finished, tmp_path):
     assert "Before this run" not in (finished / "README.md").read_text() and "started_from" not in said
 
 
+def test_what_a_run_began_from_stays_on_record(models, finished, tmp_path, capsys):
+    """A resumed run has its checkpoint's weights: another --pretrained changes nothing, is told so, and does not come
+    to be on record."""
+    folder = continued(finished, tmp_path / "run")
+    shutil.copy(finished / "config.json", folder)
+    other = shutil.copytree(models[0.0], tmp_path / "other")
+    train(config(str(other), folder, resume_from_checkpoint="latest", max_train_steps=12))
+    assert f"began from {models[0.0]}, which stays on record; --pretrained {other} changes" in capsys.readouterr().out
+    record, wanted = (json.loads((run / "config.json").read_text()) for run in (folder, finished))
+    assert record["pretrained"] == wanted["pretrained"] == models[0.0]
+    assert difference(weights(folder), weights(finished)) == 0
+
+
 def test_tensorboard_shows_a_resumed_step_once(models, finished, tmp_path):
     """What a run logged beyond the checkpoint that it goes back to is hidden by what it logs anew."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -239,7 +239,7 @@ def test_a_sampler_left_out_for_a_while_keeps_its_best(model, tmp_path):
     settings = dict(feature_extractor=save_features(tmp_path / "features.pt", 64))
     first = selection(model, tmp_path, samplers="2:0:1:4,3:0:1:4", **settings)
     first.best = {sampler: 1.5 for sampler in first.settings}
-    between = selection(model, tmp_path, samplers="none", **settings)
+    between = selection(model, tmp_path, samplers="none")
     for name in ("2-0", "3-0"):
         (tmp_path / f"best-{name}").mkdir()
     between.load_state(first.state(), tmp_path)

@@ -29,7 +29,8 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from ..files import sync, write_text
-from .decoding import decode
+from ..reports.words import counted
+from .decoding import decode, holds_several
 from .messages import reason, tell, unreadable
 from .sources import Source
 
@@ -224,11 +225,16 @@ def _decoded(
 ) -> Iterator[tuple[range, np.ndarray, Broken]]:
     """Yield, block by block, the numbers of images, the pixels of those that can be read, and the others."""
 
+    several = []
+
     def decode_block(numbers: range) -> tuple[np.ndarray, Broken]:
         block, broken = np.empty((len(numbers), *shape[1:]), np.uint8), {}
         for number, encoded in zip(numbers, source.read(numbers), strict=True):
             try:
                 block[number - numbers.start - len(broken)] = decode(encoded, *shape[1:3])
+                several.extend([number] * holds_several(encoded))
+            except MemoryError:  # nothing is wrong with the image
+                raise
             except Exception as error:  # Pillow's decoders raise nearly anything on torn data
                 if not skip_broken:
                     raise unreadable(source.label(number), reason(error)) from error
@@ -238,6 +244,11 @@ def _decoded(
     size = int(np.clip(BLOCK_BYTES // np.prod(shape[1:]), 1, BLOCK_IMAGES))
     for numbers, (block, broken) in _in_blocks(decode_block, range(start, len(source)), size, title):
         yield numbers, block, broken
+    if several:
+        tell(
+            f"{counted(len(several), 'image')} of several pictures (animations, pages): the first is taken, as of "
+            f"{source.label(min(several))}"
+        )
 
 
 def _in_blocks(function: Callable[[range], Any], numbers: range, size: int, title: str) -> Iterator[tuple[range, Any]]:

@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 
 from ..images import on_white
 
+DECODING = 2  # goes up where `decode` makes other pixels of an image, so that none of before are taken from a cache
 IMAGE_SUFFIXES = tuple(".png .jpg .jpeg .jfif .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .tga .jp2 .avif".split())
 
 
@@ -17,6 +18,13 @@ def decode(encoded: bytes | None, channels: int, resolution: int) -> np.ndarray:
         raise ValueError("no image there")
     with Image.open(io.BytesIO(encoded)) as image:
         return to_pixels(upright(image), channels, resolution)
+
+
+def holds_several(encoded: bytes) -> bool:
+    """Whether it is an animation, or has several pages, of which `decode` takes the first."""
+    with suppress(Exception), Image.open(io.BytesIO(encoded)) as image:
+        return image.format != "MPO" and getattr(image, "is_animated", False)  # MPO: a photograph and its preview
+    return False
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -39,19 +47,23 @@ def in_channels(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Images of 16 bits (I;16, or I), and of floats (F), as L: Pillow's own conversion clips them at 255."""
+    """Images of 16 bits (I;16, or I), and of floats (F), as L, or LA: Pillow's own conversion clips them at 255."""
     if image.mode == "F":
         values = np.asarray(image).astype(np.float64)
         top = 1 if values.max() <= 1 else 255
     elif image.mode.startswith("I"):
         values = np.asarray(image).astype(np.float64)
-        top = 65535
+        # Nothing says what is white in whole numbers of 32 bits, which TIFF alone has; as for floats, 255 may be.
+        top = 255 if image.mode == "I" and image.format == "TIFF" and values.max() <= 255 else 65535
     else:
         return image
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= top):  # NaN too
         raise ValueError(f"values of mode {image.mode} from {low:g} to {high:g}, where 0 to {top} is allowed")
-    return Image.fromarray(np.round(values * (255 / top)).astype(np.uint8))
+    grey = Image.fromarray(np.round(values * (255 / top)).astype(np.uint8))
+    if (clear := image.info.get("transparency")) is not None:
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _convert(image: Image.Image, channels: int) -> Image.Image:

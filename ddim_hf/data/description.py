@@ -211,5 +211,5 @@ def _count(files: list[str]) -> int | None:
 
 def _mode(image: Image.Image) -> str:
     """Pillow's mode; one with alpha also where a PNG says in another way which colour is transparent."""
-    marked = "transparency" in image.info and image.mode in ("L", "P", "RGB")
+    marked = "transparency" in image.info and image.mode in ("L", "P", "RGB", "I;16")
     return image.mode + "A" * marked

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from .cache import MAX_CACHED_BYTES, THREADS, decode_or_reuse, default_cache, digest, fingerprint
-from .decoding import decode, to_pixels
+from .decoding import DECODING, decode, to_pixels
 from .labels import Labels, in_order, keep_labels
 from .messages import reason, refuse_options, tell, unreadable
 from .sources import Source, digits, open_source
@@ -83,6 +83,8 @@ class DecodedOnAccess:
             (encoded,) = self.source.read([number])
             try:
                 batch[place] = decode(encoded, *self.shape[1:3])
+            except MemoryError:
+                raise
             except Exception as error:  # it was readable when the set was opened
                 raise unreadable(self.source.label(number), reason(error)) from error
 
@@ -110,7 +112,8 @@ def load_images(
     """Open a set of images, each centre-cropped and resized (Lanczos, antialiased) to `resolution` pixels a side.
 
     Any image mode becomes `channels` 1 or 3: alpha is laid on white, 16 bits are scaled to 8, floats are taken as 0..1
-    (or 0..255 where any is above 1).
+    (or 0..255 where any is above 1), whole numbers of 32 bits as 0..255 (or 0..65535 where any is above 255). Of an
+    animation, or of several pages, the first picture is taken, which a warning says when they are decoded.
 
     Decoded images are kept in `cache_dir` by their fingerprint, a hash of their encoded bytes. So that a known set is
     not read through each time, the fingerprint is remembered by what is cheap to look up: of image files the path,
@@ -158,7 +161,7 @@ def load_images(
     key = fingerprint(source, channels, resolution, cache, refresh_cache)
     shape = (len(source), channels, resolution, resolution)
     options = {"max_bytes": max_cached_bytes, "skip_broken": skip_broken, "refresh": refresh_cache}
-    pixels, broken = decode_or_reuse(source, shape, cache, key, **options)
+    pixels, broken = decode_or_reuse(source, shape, cache, digest(key, DECODING), **options)
 
     if broken and not skip_broken:  # found by an earlier call that left them out
         raise unreadable(source.label(min(broken)), broken[min(broken)])

@@ -134,7 +134,9 @@ def _size_as_seen(picture: Image.Image) -> tuple[int, int]:
     """Width and height of an opened picture when it is upright; it is not decoded."""
     # Of a PNG, getexif would read all the pixels to look for EXIF data behind them.
     exif = picture.getexif() if picture.format != "PNG" or "exif" in picture.info else {}
-    return picture.size[::-1] if exif.get(0x0112) in SIDEWAYS else picture.size
+    # Of a TIFF, newer versions of Pillow have turned the size already; its tags are as they were written.
+    size = (picture.tag_v2[256], picture.tag_v2[257]) if picture.format == "TIFF" else picture.size
+    return size[::-1] if exif.get(0x0112) in SIDEWAYS else size
 
 
 def _tell(names: list[str], what: str):
@@ -242,6 +244,8 @@ def _encoded(
                     picture = in_channels(upright(opened), 3)
                 if picture.size != sizes[name]:
                     raise ValueError(f"its header says {sizes[name]}, its pixels {picture.size}")
+            except MemoryError:
+                raise
             except Exception as error:
                 lost = counted(len(some), "image")
                 warnings.warn(f"left out {lost} of {name}, which cannot be read: {reason(error)}", stacklevel=5)

@@ -15,7 +15,7 @@ from .memory import AUTOCAST, StepMemory
 
 MOST_EPOCHS = 2_000  # of one's own images: beyond, a network has learnt them by heart
 TRIAL_SIZE = 64  # pixels; at 256 a pass of celebahq-256 takes half a minute on a CPU core
-TRANSPARENT = {"RGBA", "LA", "PA", "La", "RGBa"}
+TRANSPARENT = {"RGBA", "LA", "PA", "La", "RGBa", "I;16A"}
 
 
 def summarize(config: TrainingConfig, unet: UNet2DModel, images: ImageDescription) -> list[str]:

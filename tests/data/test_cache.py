@@ -14,7 +14,7 @@ from image_files import dataset, error_line, expected, noise, png, write_folder
 from PIL import Image
 from training_runs import until
 
-from ddim_hf.data import cache, load_images
+from ddim_hf.data import cache, image_set, load_images
 from ddim_hf.data.image_set import DecodedOnAccess
 
 pytestmark = pytest.mark.usefixtures("own_caches")
@@ -34,6 +34,28 @@ def test_the_second_load_decodes_nothing(tmp_path, monkeypatch):
     changed = load_images(str(folder), resolution=8)
     assert changed.fingerprint != first.fingerprint
     np.testing.assert_array_equal(changed[[0]][0], noise(seed=77).transpose(2, 0, 1))
+
+
+def test_what_another_version_has_decoded_otherwise_is_not_taken(tmp_path, monkeypatch):
+    """Where decoding gives other pixels than the version before, they are decoded anew; the fingerprint, which a
+    resumed run compares, is of the encoded images alone and stays."""
+    folder = str(write_folder(tmp_path / "images"))
+    before = load_images(folder, resolution=8)
+    monkeypatch.setattr(image_set, "DECODING", image_set.DECODING + 1)
+    monkeypatch.setattr(cache, "decode", lambda *_: np.zeros((3, 8, 8), np.uint8))
+    after = load_images(folder, resolution=8)
+    assert (after[:] == 0).all() and after.fingerprint == before.fingerprint
+
+
+def test_too_little_memory_breaks_no_image(tmp_path, monkeypatch):
+    """An image that finds no memory is not left out as one that cannot be read."""
+
+    def no_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(cache, "decode", no_memory)
+    with pytest.raises(MemoryError):
+        load_images(str(write_folder(tmp_path / "images")), resolution=8, skip_broken=True)
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):

@@ -40,13 +40,35 @@ def test_alpha_is_laid_on_white(tmp_path):
 
 @pytest.mark.parametrize(
     ("dtype", "top", "name"),
-    [(np.uint16, 65535, "0.png"), (np.uint16, 65535, "0.tif"), (np.int32, 65535, "0.tif"), (np.float32, 1, "0.tif")],
+    [
+        *((np.uint16, 65535, "0.png"), (np.uint16, 65535, "0.tif"), (np.float32, 1, "0.tif")),
+        *((np.int32, 65535, "0.tif"), (np.int32, 255, "0.tif")),
+    ],
 )
 def test_deep_greys_are_scaled_and_not_clipped(tmp_path, dtype, top, name):
-    """16-bit and float images become round(255 x / top) in 8 bits, over their whole range."""
+    """16-bit, 32-bit and float images become round(255 x / top) in 8 bits, over their whole range."""
     ramp = np.linspace(0, top, 64).reshape(8, 8).astype(dtype)
     folder = saved(tmp_path / "deep", Image.fromarray(ramp), name)
     np.testing.assert_array_equal(one(folder, channels=1)[0], np.round(ramp.astype(np.float64) * 255 / top))
+
+
+def test_a_transparent_grey_of_16_bits_is_laid_on_white(tmp_path):
+    """The one value that a 16-bit PNG calls transparent is white, and others that are the same in 8 bits are not."""
+    values = np.full((8, 8), 600, np.uint16)
+    values[:4] = 601
+    pixels = one(saved(tmp_path / "clear", Image.fromarray(values), transparency=601), channels=1)
+    assert (pixels[0, :4] == 255).all() and (pixels[0, 4:] == 2).all()
+
+
+def test_the_first_of_several_pictures_is_taken_and_that_is_said(tmp_path):
+    """Animations and pages are counted in a warning when they are decoded, and their first picture is the image."""
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green")]
+    folder = saved(tmp_path / "images", frames[0], "a.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "b.tif", save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "c.png")
+    with pytest.warns(UserWarning, match=r"2 images of several pictures .*: the first is taken, as of .*a\.gif"):
+        images = load_images(str(folder), resolution=8)
+    assert (images[:].numpy() == np.array([255, 0, 0]).reshape(1, 3, 1, 1)).all()
 
 
 def test_values_beyond_any_known_range_are_refused(tmp_path):

@@ -109,12 +109,13 @@ def test_what_cannot_be_cut_is_left_out_and_told(tmp_path, pictures):
     assert "left out 450 images of torn.png, which cannot be read" in texts
 
 
-def test_turned_and_transparent_pictures_are_cut_as_they_are_seen(tmp_path):
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_turned_and_transparent_pictures_are_cut_as_they_are_seen(tmp_path, suffix):
     """A picture that its EXIF data turn is cut upright, and transparency is laid on white."""
     (tmp_path / "pictures").mkdir()
     turned, exif = Image.fromarray(noise(16, 8)), Image.Exif()
     exif[0x0112] = 6
-    turned.save(tmp_path / "pictures/turned.png", exif=exif)
+    turned.save(tmp_path / f"pictures/turned.{suffix}", exif=exif)
     Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(tmp_path / "pictures/clear.png")
     make_patches(tmp_path / "pictures", tmp_path / "set", resolution=8)
     images = load_images(str(tmp_path / "set"), resolution=8)[:].numpy()

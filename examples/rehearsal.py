@@ -273,7 +273,7 @@ def shown(value: object) -> str:
 
 def main():
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], epilog="Other flags go to the training.", allow_abbrev=False
+        description=__doc__.split("\n\n")[0], epilog="Other flags go to the training.", allow_abbrev=False
     )
     parser.add_argument("pictures", type=Path, help="a folder of large pictures, such as wallpapers")
     parser.add_argument("output_dir", type=Path)
@@ -301,9 +301,10 @@ def main():
         load_feature_extractor(args.feature_extractor, args.inception_weights)
 
     file = args.output_dir / "rehearsal.json"
-    settings = {name: value for name, value in vars(args).items() if name not in ("pictures", "output_dir", "pieces")}
+    settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "pieces")}
+    settings["pictures"] = str(args.pictures.resolve())
     report = read_json(file) if file.is_file() else {"settings": settings, "pieces": {}}
-    there = report["settings"]
+    there = {"pictures": settings["pictures"]} | report["settings"]  # earlier versions kept no pictures
     differing = [name for name, value in settings.items() if there.get(name) != value]
     if differing:
         said = "; ".join(f"{name} {there.get(name)} there, {settings[name]} asked for" for name in differing)

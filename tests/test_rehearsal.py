@@ -58,6 +58,20 @@ def test_a_cache_of_other_sets_is_said(tmp_path):
         cached_file(tmp_path)
 
 
+def test_other_pictures_are_another_rehearsal(monkeypatch, tmp_path, settings, capsys):
+    """A folder's figures are of its pictures: with others the call is refused, and --help says what it does in whole
+    sentences."""
+    assert rehearse(monkeypatch, tmp_path, *settings, "--pieces", "patches") == 0
+    (tmp_path / "pictures").rename(tmp_path / "others")
+    monkeypatch.setattr(sys, "argv", ["rehearsal.py", *map(str, (tmp_path / "others", tmp_path / "out", *settings))])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert end.value.code == 2
+    assert f"pictures {tmp_path}/pictures there, {tmp_path}/others asked for" in capsys.readouterr().err
+    assert rehearse(monkeypatch, tmp_path, "--help") == 0
+    assert "samples; their distance." in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_rehearsal_in_two_calls(monkeypatch, tmp_path, settings, capsys):
     """The pieces are done in any number of calls; the killed run's weights are those of the other, bit for bit; the
     report holds each figure, and a further call repeats nothing."""

@@ -305,10 +305,13 @@ def main():
     settings["pictures"] = str(args.pictures.resolve())
     report = read_json(file) if file.is_file() else {"settings": settings, "pieces": {}}
     there = {"pictures": settings["pictures"]} | report["settings"]  # earlier versions kept no pictures
+    if "distance" not in report["pieces"]:  # which alone heeds these
+        there |= {name: settings[name] for name in ("feature_extractor", "inception_weights")}
     differing = [name for name, value in settings.items() if there.get(name) != value]
     if differing:
         said = "; ".join(f"{name} {there.get(name)} there, {settings[name]} asked for" for name in differing)
         raise ValueError(f"{file} was made with other settings: {said}. Give another folder")
+    report["settings"] = there | settings
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for piece in (piece for piece in PIECES if piece in pieces):
         if piece not in report["pieces"]:

@@ -75,7 +75,9 @@ def test_other_pictures_are_another_rehearsal(monkeypatch, tmp_path, settings, c
 def test_a_rehearsal_in_two_calls(monkeypatch, tmp_path, settings, capsys):
     """The pieces are done in any number of calls; the killed run's weights are those of the other, bit for bit; the
     report holds each figure, and a further call repeats nothing."""
-    assert rehearse(monkeypatch, tmp_path, *settings, "--pieces", "patches,decoding,reading") == 0
+    other = "--feature_extractor", save_features(tmp_path / "other.pt", 16 * 16)  # which the distance alone heeds
+    first = "--pieces", "patches,decoding,reading"
+    assert rehearse(monkeypatch, tmp_path, *settings, *other, *first) == 0
     assert "Not run: training, sampling, distance." in capsys.readouterr().out
     report = json.loads((tmp_path / "out/rehearsal.json").read_text())
     assert report["pieces"]["patches"]["figures"]["images"] == 40
@@ -100,6 +102,8 @@ def test_a_rehearsal_in_two_calls(monkeypatch, tmp_path, settings, capsys):
     assert (tmp_path / "out/rehearsal.json").stat().st_mtime_ns == before
     assert rehearse(monkeypatch, tmp_path, *settings, "--train_steps", 10) == 2
     assert "train_steps 8 there, 10 asked for" in capsys.readouterr().err
+    assert rehearse(monkeypatch, tmp_path, *settings, *other) == 2
+    assert "feature_extractor" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the pages of files are not told apart")

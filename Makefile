@@ -1,7 +1,7 @@
 # make demo: train, load, sample (a few minutes on 2 CPU cores).   make test: the suite, offline; make test-all: its nine slowest too.
 # make app: a page to look with, at 127.0.0.1.   make test-browser: its tests in a real Chromium.
-# make cifar10-64, make cifar10-128: train on CIFAR-10, evaluate, write docs/results.md; a GPU is assumed.
-# make celebahq-256: the same on CelebA-HQ at 256 pixels, 500,000 steps of 64 images, into docs/celebahq-256.md.
+# make cifar10-64, make cifar10-128: train on CIFAR-10, evaluate, write outputs/*/report.md; a GPU is assumed.
+# make celebahq-256: the same on CelebA-HQ at 256 pixels, 500,000 steps of 64 images, into outputs/celebahq-256.
 # make rehearsal-256 PICTURES=/usr/share/wallpapers: its pieces at full size, on patches of any large pictures.
 # make paper-tables: the DDIM paper's tables beside what is measured; FLAGS=--dry_run says what that takes.
 # make cifar10-64 FLAGS="--minutes 9" stops training after so long, and the same command goes on.

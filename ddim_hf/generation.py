@@ -12,6 +12,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -171,8 +172,10 @@ def generate(
         The folder of the images.
 
     Raises:
-        ValueError: a setting outside what is listed, or the folder was made with other settings.
+        ValueError: a setting outside what is listed, sigma_hat at eta 0, another scheduler than ours, or a folder that
+            was made with other settings.
     """
+    _check_scheduler(pipe, eta)
     if max_batch_size is None:
         max_batch_size = default_max_batch_size(pipe)
     check_whole_numbers(num_images=num_images, max_batch_size=max_batch_size)
@@ -209,6 +212,15 @@ def generate(
             _save_gif(sample, min(GIF_IMAGES, num_images), folder / "denoising.gif")
     wait_for_all()
     return images
+
+
+def _check_scheduler(pipe: DDIMCustomPipeline, eta: float):
+    """Raise ValueError for a scheduler whose settings the manifest has no words for, or would tell without effect."""
+    if not isinstance(pipe.scheduler, DDIMSchedulerCustom):
+        name = type(pipe.scheduler).__name__
+        raise ValueError(f"the scheduler is {name}; allowed in a folder of images: DDIMSchedulerCustom")
+    if pipe.scheduler.config.variance == "sigma_hat" and eta == 0:
+        raise ValueError("variance is sigma_hat and eta is 0, which adds no noise; allowed: eta 1, or variance sigma")
 
 
 # What a folder holds
@@ -371,10 +383,11 @@ class _Progress:
 
 
 def _images_in(name: str) -> int:
-    if name.startswith("."):
+    """How many images a file holds, by its name; 0 of one that is not ours."""
+    ours = re.fullmatch(r"\d{6,}\.png|(\d{8,})-(\d{8,})\.npy", name)
+    if ours is None:
         return 0
-    first, _, last = Path(name).stem.partition("-")
-    return int(last) - int(first) + 1 if last else 1
+    return int(ours[2]) - int(ours[1]) + 1 if ours[1] else 1
 
 
 # Pictures of them
@@ -388,7 +401,7 @@ def _save_grid(images: Path, count: int, format: str, file: Path):
             with Image.open(images / PNG.format(k)) as image:
                 pictures.append(image.copy())
     else:
-        for shard in sorted(images.glob("[!.]*.npy")):
+        for shard in sorted(file for file in images.glob("*.npy") if _images_in(file.name)):
             pixels = np.load(shard, mmap_mode="r")[: count - len(pictures)]
             pictures += pixels_to_pil(torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2))
     _save(file, image_grid(pictures).save)

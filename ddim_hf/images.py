@@ -21,6 +21,19 @@ def check_output_type(output_type: str | None, channels: int):
         raise ValueError(f"output_type is 'pil'; allowed with {channels} channels: 'np', 'pt', 'latent'")
 
 
+def square_size(state_shape: Sequence[int]) -> dict[str, int]:
+    """How images become states of this shape: `resolution` and `channels`, as `load_images` takes them.
+
+    Raises ValueError for states that are no squares, as images are read as squares alone.
+    """
+    channels, height, width = state_shape
+    if height != width:
+        raise ValueError(
+            f"the network's images have {height} x {width} pixels; allowed: squares, as images are read so"
+        )
+    return {"resolution": height, "channels": channels}
+
+
 def states_to_images(
     x: torch.Tensor, output_type: str | None, numbers: Sequence[int] | None = None
 ) -> list[Image.Image] | np.ndarray | torch.Tensor:

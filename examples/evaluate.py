@@ -25,9 +25,7 @@ def main():
     parser.add_argument("model", help="a model's folder, its id on the Hub, or a folder of images")
     parser.add_argument("--beside", nargs="+", metavar="MODEL", help="models measured alike, side by side")
     parser.add_argument("--reference", required=True, help="dataset, folder, 'digits', or clean-fid's 'cifar10/train'")
-    parser.add_argument(
-        "--output", default="outputs/results.json", help="a table (.md) and fid_vs_steps.png go beside it"
-    )
+    parser.add_argument("--output", default="outputs/results.json", help="a table (.md) and a plot go beside it")
     parser.add_argument("--split", help="of the reference (default: train, or its only one)")
     parser.add_argument("--label_column", help="of the reference; found by its name or type if not given")
     add_data_flags(parser, of="reference", kept="decoded images and reference features")

@@ -19,7 +19,7 @@ from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import CLASS_FLAGS, add_class_flags, run, take_classes
 from ddim_hf.data.decoding import decode
 from ddim_hf.files import whole_file, write_text
-from ddim_hf.images import image_grid, label_rows, pixels_to_pil
+from ddim_hf.images import image_grid, label_rows, pixels_to_pil, square_size
 
 
 def read_image(path: str, channels: int, resolution: int) -> Image.Image:
@@ -53,10 +53,10 @@ def main():
 
     classes = take_classes(dict(vars(args)), load=DDIMCustomPipeline.from_pretrained)
     pipe = DDIMCustomPipeline.from_pretrained(args.model)
-    channels, resolution, _ = pipe.state_shape
     corners = args.seeds or [0, 1]
     if args.images:
-        corners = [read_image(path, channels, resolution) for path in args.images]
+        size = square_size(pipe.state_shape)
+        corners = [read_image(path, **size) for path in args.images]
     images = pipe.interpolate(
         *corners,
         num_images=args.num_images,

@@ -17,7 +17,7 @@ from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import add_data_flags, data_options, run
 from ddim_hf.data import load_images
 from ddim_hf.files import whole_file, write_text
-from ddim_hf.images import image_grid, label_rows, pixels_to_pil, states_to_pixels
+from ddim_hf.images import image_grid, label_rows, pixels_to_pil, square_size, states_to_pixels
 
 
 def nearest(images: torch.Tensor, training, neighbours: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,8 +46,7 @@ def main():
     args = parser.parse_args()
 
     pipe = DDIMCustomPipeline.from_pretrained(args.model)
-    channels, resolution, _ = pipe.state_shape
-    options = {"resolution": resolution, "channels": channels, **data_options(args)}
+    options = {**square_size(pipe.state_shape), **data_options(args)}
     training = load_images(args.data, split=args.split, **options)
     if not 1 <= args.neighbours <= len(training):
         raise ValueError(f"--neighbours is {args.neighbours}; allowed: 1 to {len(training)}, all of {args.data}")

@@ -38,9 +38,8 @@ def main():
     parser.add_argument("--num_inference_steps", help="only these S, by commas (default: all of the paper's)")
     parser.add_argument("--num_images", type=int, default=50_000, help="of each distance, from each of two seeds")
     parser.add_argument("--data_images", type=int, default=TEST_IMAGES, help="of the reconstruction error")
-    parser.add_argument(
-        "--mode", default="legacy_tensorflow", choices=["clean", "legacy_pytorch", "legacy_tensorflow"]
-    )
+    modes = ["clean", "legacy_pytorch", "legacy_tensorflow"]
+    parser.add_argument("--mode", choices=modes, help="of Inception (default: legacy_tensorflow)")
     parser.add_argument("--feature_extractor", help="a TorchScript file instead of Inception")
     parser.add_argument("--inception_weights", help="Inception's weights, for machines without network")
     parser.add_argument("--max_batch_size", type=int, help="images through the network at once")
@@ -48,6 +47,7 @@ def main():
     parser.add_argument("--fast", action="store_true", help="channels-last, compiled, bf16 where it is faster")
     parser.add_argument("--dry_run", action="store_true", help="print cells, passes and the estimated time, and stop")
     args = parser.parse_args()
+    args.mode = args.mode or ("clean" if args.feature_extractor else "legacy_tensorflow")
     if args.num_inference_steps:
         keep_steps([int(steps) for steps in args.num_inference_steps.split(",")])
     if args.dry_run:
@@ -106,8 +106,7 @@ def seconds_of_a_pass(pipe: DDIMCustomPipeline, images: int) -> float:
 
 
 def measure(args: argparse.Namespace, **asked: Any) -> list[dict[str, Any]]:
-    names = ("mode", "feature_extractor", "inception_weights", "max_batch_size", "fast", *DATA_FLAGS)
-    settings = {key: getattr(args, key) for key in names} | {"tau": ["quad"], "num_images": args.num_images}
+    settings = {key: getattr(args, key) for key in ("max_batch_size", "fast", *DATA_FLAGS)} | {"tau": ["quad"]}
     question = Question(args.model, args.reference, args.output_dir / "results.json", **settings, **asked)
     return answer(question).asked()
 
@@ -118,6 +117,7 @@ def distances(args: argparse.Namespace, seed: int) -> dict[tuple[str, int], floa
         return {}
     etas = [row["eta"] for row in DISTANCES if row["variance"] == "sigma"]
     cells = {"num_inference_steps": in_table_1(), "eta": etas, "variance": ["sigma", "sigma_hat"], "seed": seed}
+    cells |= {key: getattr(args, key) for key in ("num_images", "mode", "feature_extractor", "inception_weights")}
     return {(name(row), row["num_inference_steps"]): row["value"] for row in measure(args, split="train", **cells)}
 
 

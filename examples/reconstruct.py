@@ -15,7 +15,7 @@ from ddim_hf.command_line import CLASS_FLAGS, add_class_flags, add_data_flags, d
 from ddim_hf.data import load_images
 from ddim_hf.files import whole_file, write_text
 from ddim_hf.hub import trained_on
-from ddim_hf.images import image_grid, label_rows, pixels_to_pil
+from ddim_hf.images import image_grid, label_rows, pixels_to_pil, square_size
 
 
 def main():
@@ -44,13 +44,13 @@ def main():
     classes = take_classes(dict(vars(args)), load=DDIMCustomPipeline.from_pretrained)
     pipe = DDIMCustomPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(leave=False)
-    channels, resolution, _ = pipe.state_shape
+    size = square_size(pipe.state_shape)
     split = args.split or ("test" if args.data == "digits" else None)
     given = {"name": args.data, "split": split, **data_options(args)}
     data = trained_on(args.model) if args.data is None else {}
     data |= {name: value for name, value in given.items() if value is not None}
     try:
-        images = load_images(**data, resolution=resolution, channels=channels)[: args.num_images]
+        images = load_images(**data, **size)[: args.num_images]
     except (ValueError, OSError) as error:
         if args.data is None:
             error.add_note(f"{args.model} was trained on {data['name']!r}; --data names other images")

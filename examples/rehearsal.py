@@ -233,7 +233,6 @@ def distance(args: argparse.Namespace) -> dict:
             model=str(folder / "samples"),
             reference=str(folder / "patches"),
             output=output,
-            num_images=args.num_samples,
             cache_dir=folder / "cache",
             **extractor,
         )

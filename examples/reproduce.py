@@ -34,8 +34,9 @@ PARTS = ("train", "evaluate", "show")
 FEATURES = ("feature_extractor", "inception_weights")  # flags that other scripts take too, as DATA_FLAGS
 HEADLINE = {"num_inference_steps": "10,20,50", "eta": 0, "tau": "uniform", "variance": "sigma"}
 CHANCE = HEADLINE | {"num_inference_steps": 50}  # the cell that is measured from several sets of seeds
-# The denoising loss of its own models that the project's source gives, under the name of reconstruction loss
-LOSS_OF_SOURCE = {"cifar10-64": "0.03-0.04", "cifar10-128": "0.02-0.03", "celebahq-256": "0.03-0.04"}
+WRITTEN = "Written by\n\n```sh\npython examples/reproduce.py"  # how a report says that it is one
+# The denoising loss that the text this package was written after gives of its models, as reconstruction loss
+LOSS_OF_TEXT = {"cifar10-64": "0.03-0.04", "cifar10-128": "0.02-0.03", "celebahq-256": "0.03-0.04"}
 
 
 def call(script: str, *words: object, minutes: float | None = None):
@@ -69,7 +70,7 @@ def main():
     add_data_flags(parser, kept="decoded images and reference features")
     parser.set_defaults(max_cached_bytes=None)  # that of the other scripts
     parser.add_argument("--output_dir", type=Path, help="default: outputs/RECIPE")
-    parser.add_argument("--report", type=Path, help="default: docs/RECIPE.md, or docs/results.md for cifar10-64")
+    parser.add_argument("--report", type=Path, help="default: report.md in the output folder; pictures go beside it")
     parser.add_argument("--parts", default="train,evaluate,show", help="which of these, by commas")
     parser.add_argument("--minutes", type=float, help="stop training after so long; the same command goes on")
     parser.add_argument("--feature_extractor", help="a TorchScript file instead of Inception")
@@ -93,7 +94,9 @@ def main():
     args.dataset_name = args.dataset_name or RECIPES[args.recipe]["dataset_name"]
     args.held_out = RECIPES[args.recipe]["validation_split"]
     args.output_dir = args.output_dir or Path("outputs", args.recipe)
-    args.report = args.report or Path("docs", "results.md" if args.recipe == "cifar10-64" else f"{args.recipe}.md")
+    args.report = args.report or args.output_dir / "report.md"
+    if "show" in parts and args.report.exists() and WRITTEN not in args.report.read_text():
+        raise ValueError(f"{args.report} was not written by this script; allowed: another --report")
     if args.seeds < 1:
         raise ValueError(f"seeds is {args.seeds}; allowed: whole numbers from 1")
     if "evaluate" in parts:  # said before hours of training
@@ -130,9 +133,10 @@ def evaluate(args: argparse.Namespace):
     table |= {"variance": "sigma,sigma_hat"}
     errors = ["--denoising_loss", "--data_splits", f"train,{args.held_out}"]
     errors += ["--data_images", args.data_images] if args.data_images else []
-    measure(args, table, args.num_images, "--also", "stock", "--floor", args.held_out, *errors)
+    beside = [*also_stock(args.output_dir), "--floor", args.held_out]
+    measure(args, table, args.num_images, *beside, *errors)
     if args.headline_images:
-        measure(args, HEADLINE, args.headline_images, "--also", "stock", "--floor", args.held_out)
+        measure(args, HEADLINE, args.headline_images, *beside)
     for number in range(1, args.seeds):
         measure(args, CHANCE, args.num_images, "--seed", number * args.num_images, fitted=False)
 
@@ -147,12 +151,16 @@ def measure(args: argparse.Namespace, cells: dict[str, object], num_images: int,
     call("evaluate.py", args.output_dir, *reference, *output, *words, "--num_images", num_images, *more)
 
 
+def also_stock(folder: Path) -> list[str]:
+    """evaluate.py's flags for diffusers' own pipeline: none for a model with classes, which it cannot give it."""
+    return [] if DDIMCustomPipeline.from_pretrained(folder).id2label else ["--also", "stock"]
+
+
 def has_schedule(folder: Path, cells: dict[str, object]) -> bool:
     """Whether a model has a fitted schedule for any of these cells, so that evaluate.py takes --calibrated."""
     kinds = {"num_inference_steps": int, "eta": float, "tau": str, "variance": str}
     asked = {name: [kind(part) for part in str(cells[name]).split(",")] for name, kind in kinds.items()}
-    question, pipe = Question(str(folder), "", "", **asked), DDIMCustomPipeline.from_pretrained(folder)
-    return any(question.schedule(pipe, cell) is not None for cell in question.cells(pipe))
+    return Question(str(folder), "", "", **asked).has_schedule(DDIMCustomPipeline.from_pretrained(folder))
 
 
 def show(args: argparse.Namespace):
@@ -165,15 +173,15 @@ def show(args: argparse.Namespace):
     args.report.parent.mkdir(parents=True, exist_ok=True)
     pictures = {"samples": folder / "first64" / "samples.png", "nearest": folder / "nearest" / "nearest.png"}
     for name, picture in pictures.items():
-        shutil.copy(picture, args.report.with_name(f"{args.recipe}-{name}.png"))
-    args.report.write_text(report(args.recipe, folder, args.dataset_name, args.note))
+        shutil.copy(picture, args.report.with_name(f"{args.report.stem}-{name}.png"))
+    args.report.write_text(report(args.recipe, folder, args.dataset_name, args.note, args.report.stem))
     shutil.copy(pictures["samples"], folder / "samples.png")
     write_model_card(folder)
     print(f"the report lies in {args.report}")
 
 
-def report(recipe: str, folder: Path, dataset: str, note: str) -> str:
-    """The run's settings, tables and pictures as Markdown."""
+def report(recipe: str, folder: Path, dataset: str, note: str, name: str) -> str:
+    """The run's settings, tables and pictures, whose names begin with the report's, as Markdown."""
     results = json.loads((folder / "results.json").read_text())
     config = json.loads((folder / "config.json").read_text())
     near = json.loads((folder / "nearest" / "nearest.json").read_text())
@@ -191,10 +199,7 @@ def report(recipe: str, folder: Path, dataset: str, note: str) -> str:
     words = [word for word in sys.argv[1:] if word not in ("--note", note)]
     return f"""# {recipe}
 
-Written by
-
-```sh
-python examples/reproduce.py {redact_command(shlex.join(words))}
+{WRITTEN} {redact_command(shlex.join(words))}
 ```
 
 from what the run recorded, whose training was started, or last gone on with, by
@@ -224,13 +229,13 @@ accelerate launch examples/evaluate.py {shlex.quote(str(folder))} --reference {R
 
 **Samples**: the first 64 seeds, 50 steps, not chosen.
 
-![samples]({recipe}-samples.png)
+![samples]({name}-samples.png)
 
 **Copies?** A sample, then the training images nearest to it. The root mean square distance to the nearest, pixels in
 [0, 1]: median {statistics.median(near["samples_rms"]):.3f} for {len(near["samples_rms"])} samples and
 {statistics.median(near["held_out_rms"]):.3f} for {len(near["held_out_rms"])} held-out images.
 
-![nearest training images]({recipe}-nearest.png)
+![nearest training images]({name}-nearest.png)
 """
 
 
@@ -259,13 +264,13 @@ def chance(rows: list[dict]) -> str:
 
 
 def denoising(recipe: str, rows: list[dict]) -> str:
-    """The denoising loss beside the source's."""
+    """The denoising loss beside that of the text that this package was written after."""
     losses = [f"{shown(row['value'])} on {row['split']}" for row in rows if row["metric"] == "denoising_loss"]
     if not losses:
         return ""
     return (
-        f"**Denoising loss**: {', '.join(losses)}; by timesteps below. The project's source gives "
-        f"{LOSS_OF_SOURCE[recipe]} for its model.\n\n"
+        f"**Denoising loss**: {', '.join(losses)}; by timesteps below. The text that this package was written after "
+        f"gives {LOSS_OF_TEXT[recipe]} for its model.\n\n"
     )
 
 

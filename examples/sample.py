@@ -17,7 +17,9 @@ def main():
     parser.add_argument("--num_inference_steps", type=int, default=50, help="S")
     parser.add_argument("--eta", type=float, default=0.0, help="0 is DDIM, 1 is DDPM")
     parser.add_argument("--tau", choices=["uniform", "quad"], help="default: the model's own")
-    parser.add_argument("--variance", choices=["sigma", "sigma_hat"], help="default: the model's own")
+    parser.add_argument(
+        "--variance", choices=["sigma", "sigma_hat"], help="default: the model's own; sigma_hat: eta 1"
+    )
     parser.add_argument(
         "--plain_steps",
         dest="calibrated",

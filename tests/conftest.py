@@ -69,7 +69,7 @@ def tiny_unet(**overrides):
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     size = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (4, 8)}
-    return UNet2DModel(**blocks, **size, layers_per_block=1, norm_num_groups=2, **overrides)
+    return UNet2DModel(**{**blocks, **size, **overrides}, layers_per_block=1, norm_num_groups=2)
 
 
 @pytest.fixture(scope="module")

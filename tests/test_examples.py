@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -194,6 +195,23 @@ def test_bad_input_is_one_line(monkeypatch, tmp_path, capsys, model, hub, script
     assert len(errors) == 1 and message in errors[0]
 
 
+@pytest.mark.parametrize(
+    "script, words",
+    [
+        ("nearest.py", ["digits", "OUT", "--num_images", 2]),
+        ("interpolate.py", ["OUT", "--images", "PNG", "PNG"]),
+        ("reconstruct.py", ["OUT", "--data", "digits"]),
+    ],
+)
+def test_a_network_of_other_than_squares_is_refused(monkeypatch, tmp_path, capsys, script, words):
+    """Where images are read as squares, a network whose images are none ends the script in one line."""
+    DDIMCustomPipeline(tiny_unet(sample_size=(8, 16)), DDIMSchedulerCustom()).save_pretrained(tmp_path / "wide")
+    Image.new("L", (8, 16)).save(tmp_path / "0.png")
+    words = [{"OUT": tmp_path / "out", "PNG": tmp_path / "0.png"}.get(word, word) for word in words]
+    assert run(monkeypatch, script, tmp_path / "wide", *words, "--num_inference_steps", 2) == 2
+    assert "error: the network's images have 8 x 16 pixels; allowed: squares" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_make_cifar10_trains_ten_million_images(tmp_path):
     """What `make cifar10-64` runs is valid, and FLAGS add to it."""
@@ -355,7 +373,7 @@ def test_from_training_to_report(tmp_path, model):
     rows = json.loads((tmp_path / "run/results.json").read_text())["results"]
     again = [row["value"] for row in rows if row.get("num_inference_steps") == 50]
     assert len(again) == 1 and "sets of seeds" not in text and "seed 8" not in text
-    assert "The project's source gives 0.03-0.04" in text
+    assert "The text that this package was written after gives 0.03-0.04" in text
     for implementation in ("ddim_hf", "stock", "real images (validation)"):
         assert f"implementation {implementation}" in text
     for name in re.findall(r"!\[.*\]\((.*)\)", text):
@@ -372,6 +390,34 @@ def test_from_training_to_report(tmp_path, model):
     assert floor["value"] == pytest.approx(frechet_distance(real, training), rel=1e-6)
     assert re.search(r"\| value \|\n\| --- \|\n\| [\d.e-]+ \|\n", text)
     assert floor["num_images"] == 8 and "real images" not in (tmp_path / "run/README.md").read_text()
+
+
+def test_reproduce_leaves_stock_out_for_classes(model, class_model):
+    """evaluate.py refuses --also stock for a model with classes, and is not asked for it after hours of training."""
+    also_stock = runpy.run_path(str(EXAMPLES / "reproduce.py"))["also_stock"]
+    assert also_stock(Path(model)) == ["--also", "stock"] and also_stock(Path(class_model[1])) == []
+
+
+def test_reproduce_writes_over_its_own_reports_alone(monkeypatch, tmp_path, capsys):
+    """A file that is no report of the script's is refused before anything is done, and stays; its own is not."""
+    report, other = tmp_path / "own.md", tmp_path / "mine.md"
+    report.write_text("# cifar10-64\n\nWritten by\n\n```sh\npython examples/reproduce.py --eta 0\n```\n")
+    other.write_text("# My results")
+    words = ["--output_dir", tmp_path, "--seeds", 0, "--report"]
+    for file, said in (
+        (other, f"error: {other} was not written by this script; allowed"),
+        (report, "error: seeds is 0"),
+    ):
+        assert run(monkeypatch, "reproduce.py", *words, file) == 2
+        assert capsys.readouterr().err.startswith(said)
+    assert other.read_text() == "# My results"
+
+
+def test_the_processes_benchmark_says_what_it_takes(monkeypatch, capsys):
+    """Without a part that it knows, benchmark_processes.py prints what it is and its parts, and no traceback."""
+    for words, code in (["--help"], 0), ([], 2), (["nothing"], 2):
+        assert run(monkeypatch, "benchmarks/benchmark_processes.py", *words) == code
+        assert "PART is one of: startup, growth, processes, training" in capsys.readouterr().out
 
 
 def test_a_flag_of_zero_is_handed_on():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_unet
-from diffusers import UNet2DModel
+from diffusers import UNet2DModel, UniPCMultistepScheduler
 from PIL import Image
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
@@ -301,6 +301,40 @@ def test_images_take_the_labels_in_turn(with_classes, tmp_path):
     assert len(completed) == 7 and {name: completed[name] for name in made} == made
     generate(with_classes, tmp_path / "all", num_images=3, **GUIDED | {"class_labels": "all"})
     assert json.loads((tmp_path / "all" / "manifest.json").read_text())["class_labels"] == [0, 1, 2]
+
+
+def test_files_of_others_do_not_end_a_run(model, tmp_path):
+    """Files whose names `generate` does not write are counted as no images, and stay as they are, in a folder of PNG
+    files as in one of arrays, whose grid leaves them out."""
+    for format, copy in (("png", "000001-copy.png"), ("npy", "00000000-copy.npy")):
+        pipe, folder = load_pipeline(model), tmp_path / format
+        settings = {"num_inference_steps": 1, "max_batch_size": 2, "format": format, "num_images": 2}
+        images = generate(pipe, folder, **settings)
+        (images / copy).write_bytes(b"mine")
+        (images / "notes.txt").write_bytes(b"mine")
+        generate(pipe, folder, grid=2, **settings)
+        assert (images / copy).read_bytes() == (images / "notes.txt").read_bytes() == b"mine"
+        assert (folder / "samples.png").is_file()
+
+
+def test_a_manifest_tells_no_variance_that_was_not_drawn(model, tmp_path):
+    """sigma_hat at eta 0, which adds no noise, is refused before there is a folder, and drawn at eta 1."""
+    pipe = load_pipeline(model, variance="sigma_hat")
+    with pytest.raises(ValueError, match="variance is sigma_hat and eta is 0, .*; allowed: eta 1, or variance sigma"):
+        generate(pipe, tmp_path / "out", num_images=1, num_inference_steps=2)
+    assert not (tmp_path / "out").exists()
+    generate(pipe, tmp_path / "out", num_images=1, num_inference_steps=2, eta=1.0)
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["variance"] == "sigma_hat"
+
+
+def test_an_assigned_scheduler_is_refused(model, tmp_path):
+    """A manifest tells the settings of our scheduler; a folder by another one is refused in one line."""
+    pipe = load_pipeline(model)
+    pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(
+        ValueError, match="the scheduler is UniPCMultistepScheduler; allowed in a folder of images: DD"
+    ):
+        generate(pipe, tmp_path / "out", num_images=1, num_inference_steps=2)
 
 
 def test_other_labels_and_guidance_are_refused(with_classes, tmp_path):

@@ -14,6 +14,7 @@ from ..data import ImageSet, load_images
 from ..data.cache import digest
 from ..data.folders import sample_manifest
 from ..generation import default_max_batch_size, describe_network, load_pipeline, weights_hash
+from ..images import square_size
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import on_main, once_a_machine, processes
 from ..reports.words import counted, in_words
@@ -46,9 +47,13 @@ def evaluate(*asked: Any, **settings: Any) -> list[dict[str, Any]]:
 
     Raises:
         ValueError, OSError, ImportError: in one line, what cannot be had.
+        TypeError: a `Question` and more.
     """
-    question = asked[0] if asked and isinstance(asked[0], Question) else Question(*asked, **settings)
-    return answer(question).rows
+    if not (asked and isinstance(asked[0], Question)):
+        return answer(Question(*asked, **settings)).rows
+    if more := [*map(repr, asked[1:]), *settings]:
+        raise TypeError(f"evaluate is given a Question and {', '.join(more)}; allowed: a Question alone, or arguments")
+    return answer(asked[0]).rows
 
 
 def answer(question: Question) -> Results:
@@ -162,15 +167,17 @@ def _refuse_single(images: ImageSet | OriginalImages):
 # A model
 
 
-def _measure_model(question: Question, results: Results):
-    # What is wrong is said before any work.
+def load_checked(question: Question) -> tuple[DDIMCustomPipeline, list[Cell], dict[str, int]]:
+    """The model, the cells to fill and the size of its images; what is wrong is said before any work."""
     pipe = load_pipeline(question.model, revision=question.revision, fast=question.fast)
     question.check_classes(pipe)
-    cells = question.cells(pipe)
     for steps in question.reconstruction:
         pipe.check_sampling(num_inference_steps=steps)
-    channels, resolution, _ = pipe.state_shape
-    size = {"resolution": resolution, "channels": channels}
+    return pipe, question.cells(pipe), square_size(pipe.state_shape)
+
+
+def _measure_model(question: Question, results: Results):
+    pipe, cells, size = load_checked(question)
     splits = question.data_splits if question.loss or question.reconstruction else ()
     names = list(pipe.id2label.values())
     sets = [(_load_labelled if names else _load_split)(question, split, size) for split in splits]
@@ -198,15 +205,15 @@ def _scheduler_settings(pipe: DDIMCustomPipeline) -> dict[str, Any] | None:
 
 
 def _measure_floor(question: Question, target: _Target, size: dict[str, int], results: Results):
-    """The Frechet distance of real images, as many as are sampled: what a perfect model would get."""
+    """The distances of real images, as many as are sampled: what a perfect model would get."""
     images = _load_split(question, question.floor, size)
     _refuse_single(images)
     count = min(question.num_images, len(images))
     row = target.protocol | size | {"implementation": f"real images ({question.floor})", "num_images": count}
-    row |= {"metric": target.extractor.metric, "images_hash": images.fingerprint}
-    if not results.has(row):
-        values = image_distances(images, target.extractor, target.statistics, count=count)
-        results.add(row | {"value": values[row["metric"]]})
+    rows = target.rows(row | {"images_hash": images.fingerprint})
+    if not results.has(*rows):
+        values = image_distances(images, target.extractor, *target.reference, count=count)
+        results.add(*(row | {"value": values[row["metric"]]} for row in rows))
 
 
 def _measure_cells(

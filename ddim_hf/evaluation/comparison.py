@@ -6,10 +6,10 @@ from typing import Any
 
 from ..reports.markdown import shown, table
 from ..reports.metrics import CELL, DISTANCES
-from .answers import answer
+from .answers import answer, load_checked
 from .questions import Question
 
-KEYS = ("metric", "implementation", "tau", *CELL)
+KEYS = ("metric", "num_images", "implementation", "tau", *CELL)
 
 
 @dataclass(frozen=True)
@@ -50,29 +50,64 @@ def compare(question: Question, models: Sequence[str], names: Sequence[str] | No
     """Measure several models by one question, each figure as `evaluate` does, and compare their distances.
 
     Args:
-        question: its `model` does not count.
+        question: its `model` does not count, and its `revision` is of the first. Schedules (`calibrated`) are measured
+            of those that have some.
         models: folders or ids, or folders of images.
         names: what they are called; their own if not given.
 
     Raises:
-        ValueError: the models have no cells in common, or what `evaluate` raises.
+        ValueError: the models have no cells in common, or what `evaluate` raises; before any is measured if it can be
+            known by then.
         OSError, ImportError: as `evaluate`.
     """
-    measured = [_distances(replace(question, model=model)) for model in models]
+    revisions = [question.revision, *[None] * (len(models) - 1)]
+    questions = [replace(question, model=m, revision=r) for m, r in zip(models, revisions, strict=True)]
+    measured = [_distances(one) for one in _checked(questions)]
     cells = [cell for cell in measured[0] if all(cell in other for other in measured[1:])]
     if not cells:
-        raise ValueError(f"{', '.join(models)} have no distance in common; allowed: with the same cells")
+        found = "; ".join(_in_words(dict(next(iter(one), ()))) for one in measured)
+        raise ValueError(f"{', '.join(models)} have no distance in common ({found}); allowed: with the same cells")
     values = [[one[cell] for cell in cells] for one in measured]
     apart = [cell for cell in dict.fromkeys(cell for one in measured for cell in one) if cell not in cells]
     shared, others = ([_in_words(dict(cell)) for cell in some] for some in (cells, apart))
     return Comparison(list(names or models), shared, values, others)
 
 
+def _checked(questions: list[Question]) -> list[Question]:
+    """The questions as they can be asked of each model; raises what is wrong with any, and where sizes differ."""
+    for question in questions:
+        question.check()
+    of_images = [question.of_images for question in questions]
+    if all(of_images):
+        return questions
+    if any(of_images):
+        names = ", ".join(question.model for question in questions)
+        raise ValueError(f"{names} have no distance in common: models and folders of images; allowed: of one kind")
+    sizes, fitted = zip(*map(_size_and_fitted, questions), strict=True)
+    if different := [size for size in sizes if size != sizes[0]]:
+        raise ValueError(f"the models' images are of {sizes[0]} and of {different[0]}; allowed: of one size")
+    if not any(fitted):
+        return questions
+    return [replace(question, calibrated=has) for question, has in zip(questions, fitted, strict=True)]
+
+
+def _size_and_fitted(question: Question) -> tuple[dict[str, int], bool]:
+    """The size of a model's images, and whether schedules are asked of it that it has."""
+    pipe, _, size = load_checked(replace(question, calibrated=False))
+    return size, question.calibrated and question.has_schedule(pipe)
+
+
 def _distances(question: Question) -> dict[tuple, float]:
     """Each distance that is asked for, by its cell."""
     rows = [row for row in answer(question).asked() if row["metric"] in DISTANCES]
     rows = [row for row in rows if not str(row.get("implementation")).startswith("real images")]
-    return {tuple((key, row.get(key)) for key in KEYS if key != "schedule"): row["value"] for row in rows}
+    return {_cell(row): row["value"] for row in rows}
+
+
+def _cell(row: dict[str, Any]) -> tuple:
+    # No guidance is guidance 1: so a model without classes has the cells of one with.
+    kept = {key: row.get(key) for key in KEYS if key != "schedule"}
+    return tuple((kept | {"guidance_scale": None if kept["guidance_scale"] == 1 else kept["guidance_scale"]}).items())
 
 
 def _in_words(cell: dict[str, Any]) -> str:

@@ -87,7 +87,8 @@ def load_feature_extractor(
         device: where it runs; None takes a GPU where there is one.
 
     Raises:
-        ValueError: an unknown mode, or a file that is not what it should be.
+        ValueError: an unknown mode, a file that is not what it should be, or with feature_extractor what is of
+            Inception: inception_weights, or a mode that is not the default.
         FileNotFoundError: no such file, or no weights and no network.
         ImportError: clean-fid is missing, or torchvision does not fit torch.
     """
@@ -98,6 +99,11 @@ def load_feature_extractor(
         if file is not None and not Path(file).is_file():
             raise FileNotFoundError(f"{name} {str(file)!r}: no such file")
     if feature_extractor is not None:
+        if inception_weights is not None or mode != "clean":
+            given = "inception_weights" if inception_weights is not None else f"mode {mode!r}"
+            raise ValueError(
+                f"{given} is given with feature_extractor, which replaces Inception; allowed: one of them"
+            )
         forward = load_torchscript(feature_extractor, device)
         return FeatureExtractor(Path(feature_extractor).name, file_hash(feature_extractor), forward, None, device)
     import_cleanfid()

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,16 @@ from .figures import OTHER_SCHEDULERS
 
 CALIBRATED = "ddim_hf calibrated"
 ALSO = ("stock", *OTHER_SCHEDULERS)
+
+# What has an effect on some figures alone
+OF_CELLS = [
+    *("num_inference_steps", "eta", "variance", "guidance_scale", "guidance_interval", "num_images"),
+    *("label_accuracy", "by_class", "calibrated", "also", "floor"),
+]
+OF_DISTANCES = [*OF_CELLS, "split", "mode", "feature_extractor", "inception_weights", "kid"]
+OF_ERRORS = ["data_splits", "data_images"]
+OF_MODELS = [*OF_CELLS, *OF_ERRORS, *("tau", "label_column", "skip_broken", "loss", "reconstruction", "revision")]
+OF_MODELS += ["distance", "fast"]
 
 
 @dataclass(frozen=True)
@@ -40,10 +50,13 @@ class Cell:
 class Question:
     """Every figure that is asked for.
 
+    A setting without effect on any of them is refused, such as what is OF_MODELS alone of a folder of images.
+
     Args:
         model: a model's folder or id, or a folder of images.
         reference: what `load_reference` takes; with `loss` and `reconstruction` it has to be a dataset.
-        output: a JSON file; a Markdown table and fid_vs_steps.png come beside it.
+        output: a JSON file; a Markdown table and fid_vs_steps.png come beside it (NAME-fid_vs_steps.png of NAME.json,
+            but for results.json).
         num_inference_steps, eta, tau, variance, guidance_scale: the cells are all combinations; sigma_hat is drawn at
             eta 1 only, tau and variance are the model's own where none are given, and guidance other than 1 is for
             models with classes. Those draw the classes as often as the reference's labels have them, or all alike
@@ -52,7 +65,7 @@ class Question:
         num_images: images of each cell, image k made from seed + k.
         max_batch_size: as in `ddim_hf.generation.generate`.
         split, image_column, dataset_config_name, dataset_revision, label_column, skip_broken: of the reference, as
-            `load_images` has them; skip_broken is for models alone.
+            `load_images` has them.
         mode, feature_extractor, inception_weights: as in `load_feature_extractor`.
         kid: the kernel distance too.
         label_accuracy: also the share of samples that show their class by a classifier that `load_classifier` takes.
@@ -61,7 +74,8 @@ class Question:
         calibrated: also sample by the schedules that the model has, at eta 0.
         also: also sample with diffusers' DDIMPipeline ("stock"), which knows tau "uniform" and variance "sigma", and
             at eta 0 with other schedulers of diffusers' ("unipc", "dpmpp", "deis").
-        floor: a split whose first `num_images` real images are measured like samples: what a perfect model would get.
+        floor: a split whose first `num_images` real images are measured like samples, `kid` too: what a perfect model
+            would get.
         loss, reconstruction: the denoising loss, and the reconstruction error in so many steps, on `data_splits`,
             the first `data_images` of each.
         revision: of a model on the Hub.
@@ -125,12 +139,25 @@ class Question:
             raise ValueError(f"also is {', '.join(self.also)}; allowed: {', '.join(ALSO)}")
         if self.data_images is not None and self.data_images < 1:
             raise ValueError(f"data_images is {self.data_images}; allowed: whole numbers from 1")
-        if self.distance and not self.of_images and self.num_images < 2:
-            raise ValueError(f"num_images is {self.num_images}; allowed: whole numbers from 2")
-        if not (self.distance or self.of_images or self.loss or self.reconstruction):
+        if self.of_images:
+            self._refuse(OF_MODELS, f"{str(self.model)!r} is a folder of images", "a model")
+            return
+        if not (self.distance or self.loss or self.reconstruction):
             raise ValueError("nothing to measure: no distance, no denoising loss and no reconstruction is asked for")
-        if self.skip_broken and self.of_images:
-            raise ValueError(f"skip_broken is given, and {str(self.model)!r} is a folder of images; allowed: a model")
+        if self.distance and self.num_images < 2:
+            raise ValueError(f"num_images is {self.num_images}; allowed: whole numbers from 2")
+        if not self.distance:
+            without = OF_DISTANCES + ["tau"] * (not self.reconstruction)
+            self._refuse(without, "no distance is asked for", "with distances")
+        if not (self.loss or self.reconstruction):
+            self._refuse(OF_ERRORS, "no loss and no reconstruction is asked for", "with one of them")
+
+    def _refuse(self, names: Sequence[str], why: str, allowed: str):
+        """Raise ValueError for those of these settings that are given, that is, not the default."""
+        defaults = {field.name: field.default for field in fields(self)}
+        given = [name for name in names if _plain(getattr(self, name)) != _plain(defaults[name])]
+        if given:
+            raise ValueError(f"{', '.join(given)} {'are' if given[1:] else 'is'} given, and {why}; allowed: {allowed}")
 
     def check_classes(self, pipe: DDIMCustomPipeline):
         """Raise ValueError for what is asked of the classes of a model that has none, or in vain."""
@@ -183,6 +210,10 @@ class Question:
             pipe.check_sampling(self.num_images, max_batch_size=self.max_batch_size, **chosen, **labels)
         return cells
 
+    def has_schedule(self, pipe: DDIMCustomPipeline) -> bool:
+        """Whether the model has a fitted schedule for any of the cells, so that `calibrated` can be asked of it."""
+        return any(self.schedule(pipe, cell) is not None for cell in replace(self, calibrated=False).cells(pipe))
+
     def _guidance(self, pipe: DDIMCustomPipeline) -> list[tuple[float | None, tuple[float, float] | None]]:
         """Scale and interval of each cell; none for a model without classes."""
         if not pipe.id2label:
@@ -197,3 +228,7 @@ class Question:
             return None
         labels = {"class_labels": list(pipe.id2label), **cell.guidance} if pipe.id2label else {}
         return pipe.calibrated_schedule(cell.num_inference_steps, eta=cell.eta, **labels)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -81,6 +81,10 @@ class Results:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(self.file.with_name(f".{self.file.name}.lock"))
 
+    def _picture(self, name: str) -> Path:
+        """A picture beside the file, of this name for results.json: other files in the folder have pictures too."""
+        return self.file.with_name(name if self.file.stem == "results" else f"{self.file.stem}-{name}")
+
     def _merge(self, rows: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
         """Add to what the file holds by now, and write all of it; return that."""
         with self._lock():
@@ -90,9 +94,9 @@ class Results:
             write_text(self.file, json.dumps(content, indent=2, allow_nan=False) + "\n")
             write_text(self.file.with_suffix(".md"), tables(merged))
             if any(row["metric"] in FRECHET for row in rows):
-                plot(merged, self.file.with_name("fid_vs_steps.png"))
+                plot(merged, self._picture("fid_vs_steps.png"))
             if len({row.get("guidance_scale") for row in merged} - {None}) > 1:
-                plot_guidance(merged, self.file.with_name("guidance.png"))
+                plot_guidance(merged, self._picture("guidance.png"))
         for row in rows:
             print(line(row), flush=True)
         return merged

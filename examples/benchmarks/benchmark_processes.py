@@ -325,12 +325,15 @@ PARTS = {
 }
 
 if __name__ == "__main__":
-    part, arguments = sys.argv[1], sys.argv[2:]
+    part, arguments = sys.argv[1] if sys.argv[1:] else "", sys.argv[2:]
     if part in PARTS:
         print(json.dumps(PARTS[part](*arguments)))
     elif part == "sample_once":
         sample_once(arguments[0], *map(int, arguments[1:]))
     elif part == "script_times":
         print(json.dumps(script_times(*arguments)))
-    else:
+    elif part == "training_rates":
         print(json.dumps(training_rates(*arguments[:3], int(arguments[3]))))
+    else:
+        print(f"{__doc__}\nPART is one of: {', '.join(PARTS)}")
+        sys.exit(0 if part in ("-h", "--help") else 2)

@@ -17,6 +17,7 @@ from training_runs import until
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
 from ddim_hf.evaluation import evaluate
+from ddim_hf.hub import is_model
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = {"num_inference_steps": [2, 4], "eta": [0.0, 1.0], "variance": ["sigma", "sigma_hat"], "num_images": 32}
@@ -170,7 +171,7 @@ def grey_folder(folder: Path, seed: int, size: int = 8) -> Path:
     return folder
 
 
-def model(folder: Path, size: int = 8, **scheduler) -> str:
+def model(folder: Path, size: int | tuple[int, int] = 8, **scheduler) -> str:
     """A tiny model; the same weights each time."""
     unet = tiny_unet()
     unet.register_to_config(sample_size=size)
@@ -184,9 +185,9 @@ def ask(files, tmp_path):
 
     def add(model, reference, **settings):
         known = json.loads(file.read_text())["results"] if file.exists() else []
-        settings = {"num_inference_steps": [2], "num_images": 8, **settings}
-        places = {"feature_extractor": files / "features.pt", "cache_dir": tmp_path / "cache"}
-        rows = evaluate(str(model), str(reference), file, **settings, **places)
+        features = {"feature_extractor": files / "features.pt"} if settings.get("distance", True) else {}
+        cells = {"num_inference_steps": [2], "num_images": 8} if features and is_model(model) else {}
+        rows = evaluate(str(model), str(reference), file, **cells | settings | features, cache_dir=tmp_path / "cache")
         assert rows[: len(known)] == known
         return rows[len(known) :]
 
@@ -236,6 +237,21 @@ def test_real_images_of_two_resolutions_are_two(ask, tmp_path):
     assert floors[0]["value"] != pytest.approx(floors[1]["value"], rel=0.01)
 
 
+def test_real_images_have_every_distance_that_samples_have(ask, files):
+    """With kid, --floor measures the kernel distance of the real images too, the same images as for the other."""
+    rows = ask(files / "tiny", "digits", floor="test", kid=True, num_images=10)
+    floor = [row for row in rows if row["implementation"] == "real images (test)"]
+    assert [row["metric"] for row in floor] == ["frechet_distance", "kernel_distance"]
+    assert floor[0] | {"metric": 0, "value": 0} == floor[1] | {"metric": 0, "value": 0}
+
+
+def test_a_network_of_other_than_squares_is_refused(ask, tmp_path):
+    """A network whose images are no squares is not measured against square images."""
+    name = model(tmp_path / "wide", (8, 16))
+    with pytest.raises(ValueError, match="the network's images have 8 x 16 pixels; allowed: squares"):
+        ask(name, "digits")
+
+
 def test_folders_of_one_name_are_two(ask, tmp_path):
     """runA/images and runB/images have a row each, named by their run, and so have images that are replaced."""
     a, b = (grey_folder(tmp_path / name / "images", seed) for seed, name in enumerate(("runA", "runB")))
@@ -282,11 +298,14 @@ def test_a_network_that_makes_nan_has_no_figures(ask, tmp_path):
     DDIMCustomPipeline(unet, DDIMSchedulerCustom()).save_pretrained(tmp_path / "nan")
     for settings, message in [
         ({}, r"from the seeds \[0, 1, 2, 3, 4\]"),
-        ({"distance": False, "loss": True}, "the denoising loss of 50 images is not finite .*: image 0 of digits"),
-        ({"distance": False, "reconstruction": [2]}, "the reconstruction error of 50 images"),
+        (
+            {"distance": False, "loss": True, "data_images": 50},
+            "the denoising loss of 50 images is not finite .*: image 0 of digits",
+        ),
+        ({"distance": False, "reconstruction": [2], "data_images": 50}, "the reconstruction error of 50 images"),
     ]:
         with pytest.raises(ValueError, match=message):
-            ask(tmp_path / "nan", "digits", data_images=50, **settings)
+            ask(tmp_path / "nan", "digits", **settings)
 
 
 def test_one_image_is_refused(ask, files, tmp_path):

@@ -2,16 +2,17 @@
 
 import json
 import runpy
+import shutil
 import sys
 
 import pytest
 from conftest import tiny_unet
+from hub_models import published
 from training_runs import ROOT
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
 from ddim_hf.calibration import describe_sampler
 from ddim_hf.evaluation import Comparison, Question, compare
-from ddim_hf.generation import load_pipeline
 
 
 def test_models_are_compared_cell_by_cell(files, folders, tmp_path, monkeypatch, capsys):
@@ -59,14 +60,19 @@ def test_better_is_in_every_cell():
     assert "new is nearer than old in every cell\nmixed is nearer than old in not every cell" in str(comparison)
 
 
+def fit(folder, steps):
+    """Save the tiny model with schedules of so many steps."""
+    pipe = DDIMCustomPipeline(tiny_unet(), DDIMSchedulerCustom())
+    schedules = {str(s): {"timesteps": [900, 400, 50][-s:], "weights": [[1, 0, 0]] * s} for s in steps}
+    record = {"weights_hash": pipe._weights_hash(), "sampler": describe_sampler(pipe.scheduler.config)}
+    pipe.scheduler.change_config(calibrated_schedules=record | {"schedules": schedules})
+    pipe.save_pretrained(folder)
+
+
 def test_cells_that_one_model_alone_has_are_told(files, tmp_path):
     """A schedule that one of the models has alone is no cell of the comparison, which says so."""
-    for name, fitted in (("more", (2, 3)), ("less", (2,))):
-        pipe = load_pipeline(files / "tiny")
-        schedules = {str(s): {"timesteps": [900, 400, 50][-s:], "weights": [[1, 0, 0]] * s} for s in fitted}
-        record = {"weights_hash": pipe._weights_hash(), "sampler": describe_sampler(pipe.scheduler.config)}
-        pipe.scheduler.change_config(calibrated_schedules=record | {"schedules": schedules})
-        pipe.save_pretrained(tmp_path / name)
+    fit(tmp_path / "more", (2, 3))
+    fit(tmp_path / "less", (2,))
     question = Question("", "digits", tmp_path / "r.json", num_images=4, num_inference_steps=[2, 3], calibrated=True)
     question.feature_extractor, question.cache_dir = str(files / "features.pt"), tmp_path
     comparison = compare(question, [str(tmp_path / name) for name in ("more", "less")])
@@ -75,9 +81,79 @@ def test_cells_that_one_model_alone_has_are_told(files, tmp_path):
     assert "by ddim_hf calibrated" in said and "S 3" in said
 
 
-def test_models_without_a_common_cell_are_refused(files, folders, tmp_path):
-    """A model and a folder of images have no cell in common, and it is said."""
-    question = Question("", str(folders / "a"), tmp_path / "r.json", num_images=4, num_inference_steps=[2])
-    question.feature_extractor, question.cache_dir = str(files / "features.pt"), tmp_path
-    with pytest.raises(ValueError, match="have no distance in common"):
-        compare(question, [str(files / "tiny"), str(folders / "b")])
+@pytest.fixture
+def beside(files, tmp_path):
+    """Compare models of `tmp_path`, or `tiny`, as evaluate.py --beside does."""
+
+    def measured(*names, **settings):
+        cells = {"num_images": 4, "num_inference_steps": [2]} if "a" not in names else {}
+        question = Question("", "digits", tmp_path / "r.json", **cells | settings)
+        question.feature_extractor, question.cache_dir = str(files / "features.pt"), files / "cache"
+        return compare(question, [str((files if name == "tiny" else tmp_path) / name) for name in names])
+
+    return measured
+
+
+def save(folder, names=None, **network):
+    DDIMCustomPipeline(tiny_unet(**network), DDIMSchedulerCustom(), names).save_pretrained(folder)
+
+
+def test_a_model_with_classes_beside_one_without(beside, tmp_path):
+    """Guidance 1 is none: the cells of a model with classes are those of one without."""
+    save(tmp_path / "classes", names={n: str(n) for n in range(10)}, num_class_embeds=11)
+    assert len(beside("tiny", "classes").cells) == 1
+
+
+def test_what_does_not_compare_is_said_before_anything_is_measured(beside, tmp_path):
+    """Models of two sizes, a model and a folder of images, and a setting that the second model cannot have are refused
+    with the first unmeasured."""
+    save(tmp_path / "large", sample_size=16)
+    save(tmp_path / "classes", names={n: str(n) for n in range(10)}, num_class_embeds=11)
+    (tmp_path / "pictures").mkdir()
+    for names, settings, message in [
+        (("tiny", "large"), {}, r"'resolution': 8.* and of .*'resolution': 16.*; allowed: of one size"),
+        (("tiny", "pictures"), {}, "num_inference_steps, num_images are given, and .*pictures' is a folder of images"),
+        (
+            ("tiny", "pictures"),
+            {"num_images": 50_000, "num_inference_steps": [50]},
+            "models and folders of images; allowed",
+        ),
+        (("classes", "tiny"), {"guidance_scale": [2.0]}, "guidance_scale is given, but the model has no classes"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            beside(*names, **settings)
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_folders_of_other_numbers_of_images_are_refused(beside, folders, tmp_path):
+    """The distances of 5 images and of 3 do not compare, and the line says that."""
+    for name, count in (("a", 5), ("few", 3)):
+        (tmp_path / name).mkdir()
+        for file in sorted((folders / "a").iterdir())[:count]:
+            shutil.copy(file, tmp_path / name)
+    with pytest.raises(
+        ValueError, match="no distance in common .*num_images 5; .*num_images 3.; allowed: with the same"
+    ):
+        beside("a", "few")
+
+
+def test_a_model_without_schedules_is_compared_by_its_plain_steps(beside, tmp_path):
+    """With calibrated, a model that has no schedule is measured plainly, and the other's schedule is told apart."""
+    fit(tmp_path / "fitted", (2,))
+    save(tmp_path / "plain")
+    for names in (("fitted", "plain"), ("plain", "fitted")):
+        comparison = beside(*names, calibrated=True)
+        assert len(comparison.cells) == 1 and "by ddim_hf," in comparison.cells[0]
+        assert len(comparison.apart) == 1 and "by ddim_hf calibrated" in comparison.apart[0]
+    with pytest.raises(ValueError, match="calibrated with .*; allowed: steps that the model has a schedule for"):
+        beside("plain", "plain", calibrated=True)
+
+
+def test_the_revision_is_the_first_models(hub, files, tmp_path):
+    """A revision is of the first model alone: those beside it need no branch of that name."""
+    repo = hub.add_repo("org/tiny", published(files / "tiny"))
+    repo.branches["v1"] = repo.branches["main"]
+    settings = {"num_images": 4, "num_inference_steps": [2], "feature_extractor": str(files / "features.pt")}
+    question = Question("", "digits", tmp_path / "r.json", **settings, cache_dir=files / "cache", revision="v1")
+    first, second = compare(question, ["org/tiny", str(files / "tiny")]).values
+    assert first == second

@@ -4,7 +4,65 @@ import pytest
 from conftest import tiny_unet
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
+from ddim_hf.evaluation import evaluate
+from ddim_hf.evaluation.features import load_feature_extractor
 from ddim_hf.evaluation.questions import Question
+
+DISTANCES = dict(
+    num_inference_steps=[10], eta=[0.5], variance=["sigma"], guidance_scale=[2.0], num_images=4, floor="test"
+)
+DISTANCES |= dict(guidance_interval=[0, 9], label_accuracy="digits", by_class=True, calibrated=True, also=["stock"])
+MODELS = DISTANCES | dict(
+    loss=True, reconstruction=[2], data_splits=["test"], data_images=3, distance=False, fast=True
+)
+MODELS |= dict(tau=["quad"], label_column="label", skip_broken=True, revision="main")
+NO_DISTANCES = DISTANCES | dict(
+    split="test", mode="legacy_pytorch", feature_extractor="f.pt", inception_weights="i.pt"
+)
+NO_DISTANCES |= dict(kid=True, tau=["quad"])
+ERRORS = dict(data_splits=["test"], data_images=3)
+OF_WHAT = {
+    "'{model}' is a folder of images; allowed: a model": (MODELS, {}),
+    "no distance is asked for; allowed: with distances": (NO_DISTANCES, {"distance": False, "loss": True}),
+    "no loss and no reconstruction is asked for; allowed: with one of them": (ERRORS, {}),
+}
+
+
+@pytest.mark.parametrize("why", OF_WHAT)
+def test_a_setting_without_effect_is_refused_by_name(tmp_path, why):
+    """Each setting that has no effect on what is asked for ends in a line that names it; given as its default it does
+    not, as a list or as a tuple."""
+    given, others = OF_WHAT[why]
+    of_images = "folder" in why
+    (tmp_path / "0.png").touch()
+    model, defaults = str(tmp_path) if of_images else "a/model", Question("", "", "")
+    for name, value in given.items():
+        question = Question(model, "digits", "results.json", **others, **{name: value})
+        with pytest.raises(ValueError, match=f"^{name} is given, and {why.format(model=model)}$"):
+            question.check()
+        default = getattr(defaults, name)
+        setattr(question, name, list(default) if isinstance(default, tuple) else default)
+        question.check()
+    two = dict(list(given.items())[:2])
+    with pytest.raises(ValueError, match=f"^{', '.join(two)} are given, and "):
+        Question(model, "digits", "results.json", **others, **two).check()
+
+
+def test_a_question_takes_nothing_beside_it():
+    """Keywords beside a whole Question are refused by name, and not ignored."""
+    with pytest.raises(TypeError, match="a Question and num_images, kid; allowed: a Question alone"):
+        evaluate(Question("tiny", "digits", "results.json"), num_images=4, kid=True)
+
+
+def test_what_is_of_inception_is_refused_with_other_features(files):
+    """A file of features replaces Inception: its weights, or a mode of it, are refused beside it."""
+    features = files / "features.pt"
+    for given, named in (
+        ({"inception_weights": files / "inception.pt"}, "inception_weights"),
+        ({"mode": "legacy_pytorch"}, "mode"),
+    ):
+        with pytest.raises(ValueError, match=f"^{named}.* is given with feature_extractor, which replaces Inception"):
+            load_feature_extractor(features, **given)
 
 
 def test_asking_for_cells_changes_no_scheduler():

@@ -150,4 +150,4 @@ def test_broken_images_of_the_reference_are_left_out(files, folders, tmp_path, m
     assert left == measured(whole) and left[0] == 4
     with pytest.raises(SystemExit, match="2"):
         measured(torn, "--skip_broken", model=folders / "a")
-    assert "skip_broken is given, and" in capsys.readouterr().err
+    assert "num_inference_steps, num_images, skip_broken are given, and" in capsys.readouterr().err

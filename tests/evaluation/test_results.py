@@ -123,6 +123,15 @@ def test_two_evaluations_of_one_file_keep_all_rows(tmp_path):
     assert sorted(row["seed"] for row in rows) == [*range(5), *range(100, 105)]
 
 
+def test_two_files_of_one_folder_have_pictures_of_their_own(tmp_path):
+    """Each file's plots are named by it, and hold no figure of the other; those of results.json as ever."""
+    cell = ROW | {"num_inference_steps": 5, "eta": 0.0, "value": 1.0, "metric": "frechet_distance"}
+    for name in ("results", "mine"):
+        Results(tmp_path / f"{name}.json").add(*(cell | {"guidance_scale": scale} for scale in (1.0, 2.0)))
+    pictures = {"fid_vs_steps.png", "guidance.png"}
+    assert {file.name for file in tmp_path.glob("*.png")} == pictures | {f"mine-{name}" for name in pictures}
+
+
 def test_a_figure_of_another_evaluation_counts(tmp_path):
     """What another evaluation has measured since this one began is not measured again."""
     mine, theirs = Results(tmp_path / "r.json"), Results(tmp_path / "r.json")

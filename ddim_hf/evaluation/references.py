@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..data import MAX_CACHED_BYTES, ImageSet, default_cache, load_images
 from ..data.cache import digest
+from ..data.decoding import DECODING
 from ..data.messages import refuse_options
 from ..files import whole_file
 from .features import FeatureExtractor
@@ -122,9 +123,9 @@ def reference_statistics(
     cache_dir: str | Path | None = None,
     batch_size: int = BATCH,
 ) -> Statistics:
-    """Statistics of all images, kept in `cache_dir` (as for `load_images`) by content: their fingerprint and the
-    extractor's name and hash. The first process to come computes them; the others wait for its file. Where it is
-    killed the next one goes on from its last note, to the same bits.
+    """Statistics of all images, kept in `cache_dir` (as for `load_images`) by content: their fingerprint, how they
+    are decoded, and the extractor's name and hash. The first process to come computes them; the others wait for its
+    file. Where it is killed the next one goes on from its last note, to the same bits.
 
     Raises:
         ValueError: fewer than two images, or features that are not finite.
@@ -197,7 +198,8 @@ def _kept(
     cache_dir: str | Path | None,
     compute: Callable[[Path | None], dict[str, np.ndarray]],
 ) -> dict[str, np.ndarray]:
-    key = hashlib.sha256(f"{images.fingerprint} {extractor.name} {extractor.hash}".encode()).hexdigest()[:32]
+    content = f"{images.fingerprint} {DECODING} {extractor.name} {extractor.hash}"
+    key = hashlib.sha256(content.encode()).hexdigest()[:32]
     file = Path(cache_dir or default_cache()).expanduser() / "features" / f"{kind}-{key}.npz"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -18,8 +18,8 @@ from ddim_hf.evaluation.features import load_feature_extractor
 from ddim_hf.evaluation.references import reference_features, reference_statistics
 
 
-def test_the_reference_is_kept_by_content(files, tmp_path):
-    """A reference is computed once for each content and extractor, and a kept one is taken as it is."""
+def test_the_reference_is_kept_by_content(files, tmp_path, monkeypatch):
+    """A reference is computed once for each content, decoding and extractor, and a kept one is taken as it is."""
     extractor = load_feature_extractor(files / "features.pt", device="cpu")
     images = load_images("digits", split="test", resolution=8, channels=1)
     first = reference_statistics(images, extractor, tmp_path, batch_size=50)
@@ -29,6 +29,9 @@ def test_the_reference_is_kept_by_content(files, tmp_path):
     with pytest.raises(TypeError):
         reference_statistics(other, extractor, tmp_path)
     assert len(list((tmp_path / "features").glob("*.npz"))) == 1
+    monkeypatch.setattr(references, "DECODING", "another")
+    with pytest.raises(TypeError):
+        reference_statistics(images, extractor, tmp_path)
 
 
 def covariance(*arguments):

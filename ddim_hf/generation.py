@@ -172,10 +172,10 @@ def generate(
         The folder of the images.
 
     Raises:
-        ValueError: a setting outside what is listed, sigma_hat at eta 0, another scheduler than ours, or a folder that
-            was made with other settings.
+        ValueError: a setting outside what is listed, another scheduler than ours, or a folder that was made with
+            other settings.
     """
-    _check_scheduler(pipe, eta)
+    _check_scheduler(pipe)
     if max_batch_size is None:
         max_batch_size = default_max_batch_size(pipe)
     check_whole_numbers(num_images=num_images, max_batch_size=max_batch_size)
@@ -214,13 +214,11 @@ def generate(
     return images
 
 
-def _check_scheduler(pipe: DDIMCustomPipeline, eta: float):
-    """Raise ValueError for a scheduler whose settings the manifest has no words for, or would tell without effect."""
+def _check_scheduler(pipe: DDIMCustomPipeline):
+    """Raise ValueError for a scheduler whose settings the manifest has no words for."""
     if not isinstance(pipe.scheduler, DDIMSchedulerCustom):
         name = type(pipe.scheduler).__name__
         raise ValueError(f"the scheduler is {name}; allowed in a folder of images: DDIMSchedulerCustom")
-    if pipe.scheduler.config.variance == "sigma_hat" and eta == 0:
-        raise ValueError("variance is sigma_hat and eta is 0, which adds no noise; allowed: eta 1, or variance sigma")
 
 
 # What a folder holds

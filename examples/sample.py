@@ -39,6 +39,10 @@ def main():
     settings = vars(parser.parse_args())
 
     model, revision, tau, variance, fast = (settings.pop(k) for k in ("model", "revision", "tau", "variance", "fast"))
+    if variance == "sigma_hat" and settings["eta"] == 0:
+        raise ValueError(
+            "variance is sigma_hat and eta is 0, which adds no noise; allowed: --eta 1, or --variance sigma"
+        )
     classes = take_classes(settings, load=lambda guide: load_pipeline(guide, fast=fast))
     pipe = load_pipeline(model, revision=revision, tau=tau, variance=variance, fast=fast)
     images = generate(pipe, revision=revision, **settings, **classes)

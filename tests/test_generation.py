@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -239,8 +240,6 @@ def test_grid_and_gif(model, whole):
 )
 def test_bad_input_is_one_line(model, tmp_path, monkeypatch, capsys, arguments, message):
     """Bad input ends the script with exit code 2 and one line, before anything is written."""
-    import runpy
-
     arguments = [str(model) if word == "MODEL" else word for word in arguments]
     monkeypatch.setattr(sys, "argv", ["sample.py", *arguments, "--output_dir", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as stop:
@@ -317,14 +316,16 @@ def test_files_of_others_do_not_end_a_run(model, tmp_path):
         assert (folder / "samples.png").is_file()
 
 
-def test_a_manifest_tells_no_variance_that_was_not_drawn(model, tmp_path):
-    """sigma_hat at eta 0, which adds no noise, is refused before there is a folder, and drawn at eta 1."""
+def test_a_variance_that_is_not_drawn_is_refused(model, tmp_path, monkeypatch, capsys):
+    """sample.py takes no sigma_hat at eta 0, which adds no noise; a model whose own it is samples plainly."""
+    words = f"sample.py {model} --output_dir {tmp_path / 'out'} --variance sigma_hat"
+    monkeypatch.setattr(sys, "argv", words.split())
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "examples/sample.py"), run_name="__main__")
+    said = "error: variance is sigma_hat and eta is 0, which adds no noise; allowed: --eta 1, or --variance sigma\n"
+    assert end.value.code == 2 and capsys.readouterr().err == said and not (tmp_path / "out").exists()
     pipe = load_pipeline(model, variance="sigma_hat")
-    with pytest.raises(ValueError, match="variance is sigma_hat and eta is 0, .*; allowed: eta 1, or variance sigma"):
-        generate(pipe, tmp_path / "out", num_images=1, num_inference_steps=2)
-    assert not (tmp_path / "out").exists()
-    generate(pipe, tmp_path / "out", num_images=1, num_inference_steps=2, eta=1.0)
-    assert json.loads((tmp_path / "out/manifest.json").read_text())["variance"] == "sigma_hat"
+    generate(pipe, tmp_path / "out", num_images=1, num_inference_steps=2)
 
 
 def test_an_assigned_scheduler_is_refused(model, tmp_path):

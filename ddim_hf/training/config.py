@@ -13,7 +13,7 @@ from ..loss import WEIGHTINGS
 from ..unet import UNET_CONFIGS
 from .profiles import Profile, parse_profiles
 
-# The samplers are those of the CIFAR-10 runs that the results table of the project's source comes from.
+# The samplers are those of the CIFAR-10 runs that this package was written after.
 _CIFAR10 = dict(
     dataset_name="uoft-cs/cifar10",
     random_flip=True,

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 from itertools import groupby
+from numbers import Real
 from typing import Any
 
 import torch
@@ -71,7 +72,8 @@ def _key(steps: int, condition: Condition) -> str:
     scale = round(float(condition.scale), 6)  # whatever kind of number it came as
     guidance = f" at guidance_scale {scale}" if scale != 1 else ""
     interval = " in {} to {}".format(*condition.interval) if condition.interval else ""
-    return f"{int(steps)}{guidance}{interval}"
+    whole = int(steps) if isinstance(steps, Real) else steps  # what is no number is refused later
+    return f"{whole}{guidance}{interval}"
 
 
 def _of_classes(classes: list[int] | None) -> str:

@@ -77,3 +77,5 @@ def test_names_are_read():
     """A number is a decay, and power:SIGMA_REL a power average."""
     assert parse_profile("0.999") == Profile("ema", 0.999) and parse_profile("0.999").name == "ema-0.999"
     assert parse_profile("power:0.05").name == "power-0.05"
+    near = [parse_profile(text).name for text in ("0.9999999", "0.99999999")]
+    assert near == ["ema-0.9999999", "ema-0.99999999"]  # which are two averages, and two files

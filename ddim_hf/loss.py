@@ -78,12 +78,14 @@ def noise_errors(
     return Objective(scheduler, snr_gamma=math.inf).errors(predict, x0, timesteps, noise)
 
 
-# More weight at the noise end than min-SNR gives: what an error in eps counts there, by alpha.
+# More weight at the noise end than min-SNR gives: what an error in eps counts there, by alpha, and what one in v does.
 WEIGHTINGS = {
     # 1 / (1 + SNR) = 1 - alpha: less weight where little noise is left  (P2, Choi et al. 2022, eq. 8, k = gamma = 1)
-    "p2": lambda alpha: 1 - alpha,
-    # (1 + SNR) / SNR = 1 / alpha: an error in v  (Salimans and Ho 2022, "SNR + 1")
-    "v": lambda alpha: 1 / alpha,
+    "p2": (lambda alpha: 1 - alpha, 0.0),
+    # (1 + SNR) / SNR = 1 / alpha of eps  (Salimans and Ho 2022, "SNR + 1")
+    "v": (torch.zeros_like, 1.0),
+    # 1 + 0.1 / alpha of eps: the noise end counts, and what draws detail counts more.
+    "eps+v/10": (torch.ones_like, 0.1),
 }
 
 
@@ -94,10 +96,12 @@ def named_weights(scheduler: DDIMSchedulerCustom, weighting: str) -> torch.Tenso
     alpha = scheduler.alphas_cumprod.cpu().double()
     kind = scheduler.config.prediction_type
     # The squared error of eps is that of v times alpha, and that of x_0 times SNR.
-    of_eps = {"epsilon": 1, "v_prediction": alpha, "sample": alpha / (1 - alpha)}
-    weights = WEIGHTINGS[weighting](alpha) * of_eps[kind]
-    if kind == "v_prediction" and weighting == "v":
-        weights = torch.ones_like(alpha)
+    of_eps = {"epsilon": 1, "v_prediction": alpha, "sample": alpha / (1 - alpha)}[kind]
+    of_v = {"epsilon": 1 / alpha, "v_prediction": torch.ones_like(alpha), "sample": 1 / (1 - alpha)}[kind]
+    in_eps, in_v = WEIGHTINGS[weighting]
+    weights = in_eps(alpha) * of_eps
+    if in_v:
+        weights = weights + in_v * of_v
     if not weights.isfinite().all():
         raise ValueError(f"weighting is {weighting!r} with a schedule that ends without signal; allowed: predict v")
     return weights.float()

@@ -1,5 +1,7 @@
 """The training loss against formulas written out here in float64."""
 
+import re
+
 import pytest
 import torch
 
@@ -60,11 +62,16 @@ def test_the_error_of_the_noise_whatever_is_predicted(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_named_weightings_are_those_of_their_papers(kind):
     """Whatever is predicted, p2 weighs each image's error of eps by 1 / (1 + SNR), and v by (1 + SNR) / SNR, which
-    makes it the error of v; both at once with min-SNR, and infinite weights, are refused."""
+    makes it the error of v; eps+v/10 is the sum that its name says; both at once with min-SNR, and infinite weights,
+    are refused."""
     x0, noise, t, alpha = batch()
     scheduler, snr = DDIMSchedulerCustom(prediction_type=kind), (alpha / (1 - alpha)).flatten()
     errors = noise_errors(guess, scheduler, x0, t, noise).double()
-    for name, weights in {"p2": 1 / (1 + snr), "v": (1 + snr) / snr}.items():
+    for name, weights in {
+        "p2": 1 / (1 + snr),
+        "v": (1 + snr) / snr,
+        "eps+v/10": 1 + (1 + snr) / snr / 10,
+    }.items():
         got = Objective(scheduler, weighting=name).errors(guess, x0, t, noise)
         assert got.tolist() == pytest.approx((errors * weights).tolist(), rel=1e-3)
     with pytest.raises(ValueError, match="snr_gamma 5.0 is given with weighting 'p2'; allowed: one of them"):
@@ -72,9 +79,12 @@ def test_named_weightings_are_those_of_their_papers(kind):
     ending = DDIMSchedulerCustom(prediction_type=kind, rescale_betas_zero_snr=True)
     if kind == "v_prediction":
         assert Objective(ending, weighting="v").weights.eq(1).all()
+        assert Objective(ending, weighting="eps+v/10").weights.isfinite().all()
     if kind == "epsilon":
-        with pytest.raises(ValueError, match="'v' with a schedule that ends without signal"):
-            Objective(ending, weighting="v")
+        assert Objective(ending, weighting="p2").weights.isfinite().all()
+        for name in ("v", "eps+v/10"):
+            with pytest.raises(ValueError, match=f"{re.escape(repr(name))} with a schedule that ends without signal"):
+                Objective(ending, weighting=name)
 
 
 def test_weights_at_no_signal_are_finite():

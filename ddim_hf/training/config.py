@@ -169,7 +169,7 @@ class TrainingConfig:
     beta_schedule: str | None = setting("linear, scaled_linear or squaredcos_cap_v2; the pretrained model's or linear")
     snr_gamma: float | None = setting("weight the loss by min-SNR with this gamma (5 is usual)")
     loss_weighting: str | None = setting(
-        "weight the noise end more: p2 (1 - alpha; Choi et al. 2022) or v (1 / alpha; Salimans and Ho 2022)"
+        "weight the noise end more: p2 (1 - alpha; Choi et al. 2022), v (1 / alpha; Salimans and Ho 2022) or eps+v/10"
     )
     compile: str = setting(  # and from Python a bool
         "compile the network: true, false, or auto, if a trial at the start finds it faster", False, **SWITCH

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -167,17 +167,31 @@ def _refuse_single(images: ImageSet | OriginalImages):
 # A model
 
 
-def load_checked(question: Question) -> tuple[DDIMCustomPipeline, list[Cell], dict[str, int]]:
-    """The model, the cells to fill and the size of its images; what is wrong is said before any work."""
+class Checked(NamedTuple):
+    """A model and its guide, the cells to fill and the size of its images."""
+
+    pipe: DDIMCustomPipeline
+    guide: DDIMCustomPipeline | None
+    cells: list[Cell]
+    size: dict[str, int]
+
+
+def load_checked(question: Question) -> Checked:
+    """Load what is measured; what is wrong is said before any work."""
     pipe = load_pipeline(question.model, revision=question.revision, fast=question.fast)
     question.check_classes(pipe)
     for steps in question.reconstruction:
         pipe.check_sampling(num_inference_steps=steps)
-    return pipe, question.cells(pipe), square_size(pipe.state_shape)
+    guide = _load_guide(question, question.fast)
+    return Checked(pipe, guide, question.cells(pipe, guide), square_size(pipe.state_shape))
+
+
+def _load_guide(question: Question, fast: bool) -> DDIMCustomPipeline | None:
+    return None if question.guide is None else load_pipeline(question.guide, fast=fast)
 
 
 def _measure_model(question: Question, results: Results):
-    pipe, cells, size = load_checked(question)
+    pipe, guide, cells, size = load_checked(question)
     splits = question.data_splits if question.loss or question.reconstruction else ()
     names = list(pipe.id2label.values())
     sets = [(_load_labelled if names else _load_split)(question, split, size) for split in splits]
@@ -190,7 +204,7 @@ def _measure_model(question: Question, results: Results):
             _measure_floor(question, target, size, results)
         if names:
             _add_classes(target, question, names, size)
-        _measure_cells(question, pipe, cells, target, model, results)
+        _measure_cells(question, pipe, guide, cells, target, model, results)
     for images in sets:
         _measure_loss(question, pipe, images, model, results)
         _measure_reconstruction(question, pipe, images, model, results)
@@ -219,29 +233,32 @@ def _measure_floor(question: Question, target: _Target, size: dict[str, int], re
 def _measure_cells(
     question: Question,
     pipe: DDIMCustomPipeline,
+    guide: DDIMCustomPipeline | None,
     cells: list[Cell],
     target: _Target,
     model: dict[str, Any],
     results: Results,
 ):
     """The distances of samples, by steps, eta, tau and variance, of ours and of stock."""
-    plain = pipe
+    ours = plain = (pipe, guide)
     if question.fast and question.also:  # stock knows no other
-        plain = load_pipeline(question.model, revision=question.revision)
-    samplers = [pipe if cell.implementation in ("ddim_hf", CALIBRATED) else plain for cell in cells]
+        plain = (load_pipeline(question.model, revision=question.revision), _load_guide(question, fast=False))
+    samplers = [ours if cell.implementation in ("ddim_hf", CALIBRATED) else plain for cell in cells]
     table = []
-    for cell, sampler in zip(cells, samplers, strict=True):
+    for cell, (sampler, _) in zip(cells, samplers, strict=True):
         row = model | target.protocol | {"num_images": question.num_images, **asdict(cell)}
         if cell.implementation == CALIBRATED:
             row["schedule"] = digest(question.schedule(pipe, cell))
+        if guide is not None and cell.is_led:
+            row["guide"] = weights_hash(guide.unet)
         table.append(target.rows(row | {"network": describe_network(sampler)}))
     to_come = [cell for cell, rows in zip(cells, table, strict=True) if not results.has(*rows)]
     said = False
-    for cell, sampler, rows in zip(cells, samplers, table, strict=True):
+    for cell, (sampler, its_guide), rows in zip(cells, samplers, table, strict=True):
         unfinished = _unfinished(question, sampler, rows[0], target.classifier)
         if not results.has(*rows):
             _set_scheduler(sampler, cell.tau, cell.variance)
-            values = _sample_distances(question, cell, sampler, target, unfinished)
+            values = _sample_distances(question, cell, sampler, its_guide, target, unfinished)
             seconds = {key: round(value, 3) for key, value in values.items() if key.startswith("seconds")}
             results.add(*(row | {"value": values[row["metric"]], **_by_class(row, values), **seconds} for row in rows))
             to_come = [other for other in to_come if other != cell]
@@ -278,9 +295,14 @@ def _max_batch_size(question: Question, pipe: DDIMCustomPipeline) -> int:
 
 
 def _sample_distances(
-    question: Question, cell: Cell, pipe: DDIMCustomPipeline, target: _Target, unfinished: Unfinished
+    question: Question,
+    cell: Cell,
+    pipe: DDIMCustomPipeline,
+    guide: DDIMCustomPipeline | None,
+    target: _Target,
+    unfinished: Unfinished,
 ) -> dict[str, float]:
-    sampling = {"num_inference_steps": cell.num_inference_steps, "eta": cell.eta, **cell.guidance}
+    sampling = {"num_inference_steps": cell.num_inference_steps, "eta": cell.eta, **cell.with_guide(guide)}
     if cell.implementation in ("ddim_hf", CALIBRATED):
         make = our_samples(pipe, target.classes, calibrated=cell.implementation == CALIBRATED, **sampling)
     elif cell.implementation == "stock":

@@ -93,8 +93,8 @@ def _checked(questions: list[Question]) -> list[Question]:
 
 def _size_and_fitted(question: Question) -> tuple[dict[str, int], bool]:
     """The size of a model's images, and whether schedules are asked of it that it has."""
-    pipe, _, size = load_checked(replace(question, calibrated=False))
-    return size, question.calibrated and question.has_schedule(pipe)
+    checked = load_checked(replace(question, calibrated=False))
+    return checked.size, question.calibrated and question.has_schedule(checked.pipe, checked.guide)
 
 
 def _distances(question: Question) -> dict[tuple, float]:

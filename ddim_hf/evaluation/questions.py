@@ -16,7 +16,7 @@ ALSO = ("stock", *OTHER_SCHEDULERS)
 
 # What has an effect on some figures alone
 OF_CELLS = [
-    *("num_inference_steps", "eta", "variance", "guidance_scale", "guidance_interval", "num_images"),
+    *("num_inference_steps", "eta", "variance", "guidance_scale", "guidance_interval", "guide", "num_images"),
     *("label_accuracy", "by_class", "calibrated", "also", "floor"),
 ]
 OF_DISTANCES = [*OF_CELLS, "split", "mode", "feature_extractor", "inception_weights", "kid"]
@@ -34,16 +34,25 @@ class Cell:
     eta: float
     num_inference_steps: int
     implementation: str
-    guidance_scale: float | None = None  # of a model with classes
+    guidance_scale: float | None = None  # of a model with classes, or with a guide
     guidance_interval: tuple[float, float] | None = None
 
     @property
+    def is_led(self) -> bool:
+        """Whether there is guidance."""
+        return self.guidance_scale not in (None, 1)
+
+    @property
     def guidance(self) -> dict[str, Any]:
-        """As arguments of a pipeline's call; none of a model without classes."""
+        """As arguments of a pipeline's call, but for the guide; none of a model without classes and guide."""
         if self.guidance_scale is None:
             return {}
-        interval = None if self.guidance_scale == 1 else self.guidance_interval
+        interval = self.guidance_interval if self.is_led else None
         return {"guidance_scale": self.guidance_scale, "guidance_interval": interval}
+
+    def with_guide(self, guide: DDIMCustomPipeline | None) -> dict[str, Any]:
+        """The same with the guide, where there is guidance."""
+        return self.guidance | ({"guide": guide} if guide is not None and self.is_led else {})
 
 
 @dataclass
@@ -59,9 +68,10 @@ class Question:
             but for results.json).
         num_inference_steps, eta, tau, variance, guidance_scale: the cells are all combinations; sigma_hat is drawn at
             eta 1 only, tau and variance are the model's own where none are given, and guidance other than 1 is for
-            models with classes. Those draw the classes as often as the reference's labels have them, or all alike
-            where it has none, the class of an image from its seed alone.
+            models with classes, or with a guide. Models with classes draw them as often as the reference's labels have
+            them, or all alike where it has none, the class of an image from its seed alone.
         guidance_interval: as in sampling, for all scales.
+        guide: a worse model, its folder or id: as in sampling, for all scales but 1.
         num_images: images of each cell, image k made from seed + k.
         max_batch_size: as in `ddim_hf.generation.generate`.
         split, image_column, dataset_config_name, dataset_revision, label_column, skip_broken: of the reference, as
@@ -92,6 +102,7 @@ class Question:
     variance: Sequence[str] = ()
     guidance_scale: Sequence[float] = (1.0,)
     guidance_interval: Sequence[float] | None = None
+    guide: str | None = None
     num_images: int = 50_000
     seed: int = 0
     max_batch_size: int | None = None
@@ -162,25 +173,28 @@ class Question:
     def check_classes(self, pipe: DDIMCustomPipeline):
         """Raise ValueError for what is asked of the classes of a model that has none, or in vain."""
         asked = {"label_accuracy": self.label_accuracy, "label_column": self.label_column, "by_class": self.by_class}
-        asked |= {"guidance_interval": self.guidance_interval}
-        given = [name for name, value in asked.items() if value] + ["guidance_scale"] * (
-            set(self.guidance_scale) != {1}
-        )
+        led = {"guidance_interval": self.guidance_interval, "guidance_scale": set(self.guidance_scale) != {1}}
+        asked |= led if self.guide is None else {}
+        given = [name for name, value in asked.items() if value]
         if given and not pipe.id2label:
-            raise ValueError(f"{given[0]} is given, but the model has no classes; allowed: models with classes")
-        if self.guidance_interval is not None and set(self.guidance_scale) == {1}:
-            raise ValueError("guidance_interval is given with guidance_scale 1; allowed: another scale")
-        if pipe.id2label and "stock" in self.also:
-            raise ValueError("also is stock, which gives a network no classes; allowed: models without classes")
+            guide = " or a guide" if given[0] in led else ""
+            raise ValueError(f"{given[0]} is given, but the model has no classes; allowed: models with classes{guide}")
+        unused = [name for name in ("guidance_interval", "guide") if getattr(self, name) is not None]
+        if unused and set(self.guidance_scale) == {1}:
+            raise ValueError(f"{unused[0]} is given with guidance_scale 1; allowed: another scale")
+        if "stock" in self.also and (pipe.id2label or self.guide is not None):
+            what, allowed = ("classes", "models without classes") if pipe.id2label else ("guide", "without a guide")
+            raise ValueError(f"also is stock, which gives a network no {what}; allowed: {allowed}")
 
     def taus(self, pipe: DDIMCustomPipeline) -> Sequence[str]:
         return self.tau or [pipe.scheduler.config.skip_type]
 
-    def cells(self, pipe: DDIMCustomPipeline) -> list[Cell]:
+    def cells(self, pipe: DDIMCustomPipeline, guide: DDIMCustomPipeline | None = None) -> list[Cell]:
         """The cells to fill; stock knows uniform tau and sigma alone, and sigma_hat stands at eta 1.
 
         Raises:
-            ValueError: a cell that `pipe` cannot sample, or another way of sampling is asked for and has none.
+            ValueError: a cell that `pipe` cannot sample, with the guide where there is one, or another way of sampling
+                is asked for and has none.
         """
         if not self.distance:
             return []
@@ -206,25 +220,25 @@ class Question:
             raise ValueError(f"{given}; allowed: steps that the model has a schedule for, at eta 0")
         for cell in cells:
             chosen = {"eta": cell.eta, "num_inference_steps": cell.num_inference_steps}
-            labels = {"class_labels": 0, **cell.guidance} if pipe.id2label else {}
-            pipe.check_sampling(self.num_images, max_batch_size=self.max_batch_size, **chosen, **labels)
+            labels = {"class_labels": 0} if pipe.id2label else {}
+            led = cell.with_guide(guide)
+            pipe.check_sampling(self.num_images, max_batch_size=self.max_batch_size, **chosen, **labels, **led)
         return cells
 
-    def has_schedule(self, pipe: DDIMCustomPipeline) -> bool:
+    def has_schedule(self, pipe: DDIMCustomPipeline, guide: DDIMCustomPipeline | None = None) -> bool:
         """Whether the model has a fitted schedule for any of the cells, so that `calibrated` can be asked of it."""
-        return any(self.schedule(pipe, cell) is not None for cell in replace(self, calibrated=False).cells(pipe))
+        cells = replace(self, calibrated=False).cells(pipe, guide)
+        return any(self.schedule(pipe, cell) is not None for cell in cells)
 
     def _guidance(self, pipe: DDIMCustomPipeline) -> list[tuple[float | None, tuple[float, float] | None]]:
-        """Scale and interval of each cell; none for a model without classes."""
-        if not pipe.id2label:
-            return [(None, None)]
+        """Scale and interval of each cell; None without guidance for a model without classes."""
         interval = None if self.guidance_interval is None else tuple(self.guidance_interval)
-        return [(float(scale), None if scale == 1 else interval) for scale in self.guidance_scale]
+        plain = (1.0, None) if pipe.id2label else (None, None)
+        return [plain if scale == 1 else (float(scale), interval) for scale in self.guidance_scale]
 
-    @staticmethod
-    def schedule(pipe: DDIMCustomPipeline, cell: Cell) -> dict[str, Any] | None:
+    def schedule(self, pipe: DDIMCustomPipeline, cell: Cell) -> dict[str, Any] | None:
         """The fitted schedule that a cell samples by, if there is one: by the model's own tau, for all classes."""
-        if cell.tau != pipe.scheduler.config.skip_type:
+        if cell.tau != pipe.scheduler.config.skip_type or (cell.is_led and self.guide is not None):
             return None
         labels = {"class_labels": list(pipe.id2label), **cell.guidance} if pipe.id2label else {}
         return pipe.calibrated_schedule(cell.num_inference_steps, eta=cell.eta, **labels)

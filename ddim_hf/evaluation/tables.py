@@ -41,8 +41,11 @@ def _title(row: dict[str, Any]) -> str:
     for key in ("tau", "seed", "implementation", "network", "model"):
         if row.get(key) is not None:
             parts.append(f"{key} {row[key]}")
-    weights = f" ({row['weights_hash'][:12]})" if row.get("weights_hash") else ""
-    return ", ".join(parts) + weights
+    if row.get("weights_hash"):
+        parts[-1] += f" ({row['weights_hash'][:12]})"
+    if row.get("guide"):
+        parts.append(f"guide {row['guide'][:12]}")
+    return ", ".join(parts)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

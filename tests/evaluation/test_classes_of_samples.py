@@ -9,10 +9,11 @@ from sklearn.datasets import load_digits
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
 from ddim_hf.data import load_images
-from ddim_hf.evaluation import evaluate, unfinished
+from ddim_hf.evaluation import Question, compare, evaluate, unfinished
 from ddim_hf.evaluation.classes import Classes, load_classifier, reference_classes
 from ddim_hf.evaluation.features import load_feature_extractor
 from ddim_hf.evaluation.frechet import Statistics, frechet_distance
+from ddim_hf.generation import generate, load_pipeline
 from ddim_hf.images import states_to_pixels
 
 DIGITS = tuple("0123456789")
@@ -174,6 +175,43 @@ def test_the_denoising_loss_is_taken_at_the_labels(model, files, tmp_path, capsy
         mse = model.reconstruct(images[:40], 2, class_labels=labels, output_type="latent").mse.mean().item()
         assert row["value"] == pytest.approx(mse, rel=1e-5)
     assert both[0]["value"] != both[2]["value"]
+
+
+def test_a_model_is_measured_with_a_guide(files, tmp_path):
+    """Samples that a worse model guides have the distance of the folder that is sampled so, and a table of its own;
+    at guidance 1 the guide has no part. It guides other schedulers too, and no fitted schedule is taken for it."""
+    worse = DDIMCustomPipeline(tiny_unet(block_out_channels=(8, 8)), DDIMSchedulerCustom())
+    worse.save_pretrained(tmp_path / "worse")
+    larger = DDIMCustomPipeline(tiny_unet(sample_size=16), DDIMSchedulerCustom())
+    larger.save_pretrained(tmp_path / "larger")
+    tiny = load_pipeline(files / "tiny")
+    for scale in (1.0, 2.0):
+        guidance = {"guidance_scale": scale, "guide": worse} if scale > 1 else {}
+        generate(tiny, tmp_path / f"{scale:g}", num_images=12, num_inference_steps=2, **guidance)
+    kept = {"feature_extractor": files / "features.pt", "cache_dir": tmp_path / "cache"}
+    settings = kept | dict(num_images=12, num_inference_steps=[2], guidance_scale=[1.0, 2.0])
+    rows = evaluate(
+        str(files / "tiny"), "digits", tmp_path / "r.json", guide=str(tmp_path / "worse"), also=["unipc"], **settings
+    )
+    folders = [evaluate(str(tmp_path / name), "digits", tmp_path / f"{name}.json", **kept)[0] for name in "12"]
+    plain, unipc, guided, guided_unipc = rows
+    assert [plain["value"], guided["value"]] == pytest.approx([row["value"] for row in folders], rel=1e-5)
+    assert guided["guide"] == folders[1]["guide"] == worse._weights_hash() and "guide" not in plain
+    assert len({row["value"] for row in rows}) == 4 and guided_unipc["guide"] == guided["guide"]
+    assert plain["guidance_scale"] is None and f"guide {guided['guide'][:12]}" in (tmp_path / "r.md").read_text()
+    compared = compare(
+        Question(str(files / "tiny"), "digits", tmp_path / "c.json", guide=str(tmp_path / "worse"), **settings),
+        [str(files / "tiny"), str(tmp_path / "worse")],
+    )
+    assert compared.values[0] == pytest.approx([plain["value"], guided["value"]])
+    for message, change in {
+        "guide is given with guidance_scale 1; allowed: another": dict(guidance_scale=[1.0]),
+        "also is stock, which gives a network no guide; allowed: without a guide": dict(also=["stock"]),
+        "the guide takes states of 1 channels of size 16": dict(guide=str(tmp_path / "larger")),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            change = {"guide": str(tmp_path / "worse"), **settings, **change}
+            evaluate(str(files / "tiny"), "digits", tmp_path / "r.json", **change)
 
 
 def test_what_cannot_be_measured_of_classes_is_one_line(model, files, tmp_path, capsys):

@@ -12,6 +12,7 @@ DISTANCES = dict(
     num_inference_steps=[10], eta=[0.5], variance=["sigma"], guidance_scale=[2.0], num_images=4, floor="test"
 )
 DISTANCES |= dict(guidance_interval=[0, 9], label_accuracy="digits", by_class=True, calibrated=True, also=["stock"])
+DISTANCES |= dict(guide="a/guide")
 MODELS = DISTANCES | dict(
     loss=True, reconstruction=[2], data_splits=["test"], data_images=3, distance=False, fast=True
 )

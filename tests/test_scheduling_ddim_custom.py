@@ -148,8 +148,8 @@ def test_timestep_off_the_schedule_steps_to_the_next_below():
 @pytest.mark.parametrize("spacing", SPACINGS)
 @torch.inference_mode()
 def test_every_transition_of_every_number_of_steps_is_exact(spacing):
-    """Each transition of S = 1..1000 is within 2e-5 of the formulas, with eta 0, 0.4 and 1 in turn: all 500,500 with
-    linspace spacing, those that differ with the others (each S has its spacing, as the test above says)."""
+    """Each transition of S = 1..1000 is within 2e-5 of the formulas, with eta 0, 0.4 and 1 in turn; one from the same
+    timestep to the same one at the same eta is taken once (each S has its spacing, as the test above says)."""
     scheduler = DDIMSchedulerCustom(clip_sample=False, timestep_spacing=spacing)
     x, output, noise = draw(T, 2), draw(2, seed=1), draw(2, seed=2)
     rows, x64 = x.unbind(), x.double().numpy()
@@ -159,7 +159,7 @@ def test_every_transition_of_every_number_of_steps_is_exact(spacing):
         tau, alpha, alpha_prev = transitions(scheduler)
         eta = (0.0, 0.4, 1.0)[steps % 3]
         keys = [(t, below, eta) for t, below in zip(tau.tolist(), [*tau[1:].tolist(), None], strict=True)]
-        new = [i for i, key in enumerate(keys) if spacing == "linspace" or key not in seen]
+        new = [i for i, key in enumerate(keys) if key not in seen]
         if not new:
             continue
         seen.update(keys)
@@ -169,7 +169,7 @@ def test_every_transition_of_every_number_of_steps_is_exact(spacing):
         scale = np.abs(wanted).max(1, keepdims=True)
         worst = max(worst, (np.abs(torch.stack(got).double().numpy() - wanted) / scale).max())
         count += len(got)
-    assert worst < 2e-5 and len(seen) > 10_000 and count == (500_500 if spacing == "linspace" else len(seen))
+    assert worst < 2e-5 and 10_000 < count == len(seen)
 
 
 @torch.inference_mode()

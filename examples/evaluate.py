@@ -34,7 +34,13 @@ def main():
     parser.add_argument("--eta", type=several(float), default=[0.0], metavar="ETA,ETA,...")
     parser.add_argument("--tau", type=several(str, "uniform", "quad"), default=[], help="default: the model's own")
     parser.add_argument("--variance", type=several(str, "sigma", "sigma_hat"), default=[], help="sigma_hat: at eta 1")
-    parser.add_argument("--guidance_scale", type=several(float), default=[1.0], metavar="G,G,...", help="of classes, or away from the guide")
+    parser.add_argument(
+        "--guidance_scale",
+        type=several(float),
+        default=[1.0],
+        metavar="G,G,...",
+        help="of classes, or away from the guide",
+    )
     parser.add_argument("--guidance_interval", type=several(float), metavar="LOW,HIGH", help="timesteps with guidance")
     parser.add_argument("--guide", metavar="MODEL", help="a worse model, to move away from in the null class's place")
     parser.add_argument("--num_images", type=int, default=50_000)

@@ -2,13 +2,13 @@
 
 A command runs as it is printed, but small and offline:
 
-* in a folder (`house`) where outputs/demo (ten classes), outputs/animals, outputs/cifar10-64-classes and
-  models/ddim-cifar10-64 are tiny models of 8x8 images, and path/to/images holds a few pictures in two folders; the Hub
-  is the tests' own;
+* in a folder (`house`) where outputs/demo (ten classes), outputs/animals, outputs/cifar10-64-classes and those of
+  models/ are tiny models of 8x8 images, and path/to/images holds a few pictures in two folders; the Hub is the tests'
+  own;
 * with SMALL's flags after the printed ones, so that they win;
 * in this process: what `accelerate launch` would start once is run once.
 
-README's Python runs with the repository's real model. What needs GPUs, several machines or hours (NOT_RUN) is taken by
+README's Python runs with the repository's real models. What needs GPUs, several machines or hours (NOT_RUN) is taken by
 accelerate's parser and by the script's, as is every other command too.
 """
 
@@ -202,7 +202,8 @@ def template(tmp_path_factory):
     DDIMCustomPipeline(animals, DDIMSchedulerCustom(), names).save_pretrained(folder / "outputs/animals")
     layout = dict(in_channels=3, out_channels=3, block_out_channels=(8, 8), norm_num_groups=4, num_class_embeds=3)
     classes = DDIMCustomPipeline(build_unet("digits", **layout), DDIMSchedulerCustom(), {0: "cat", 1: "dog"})
-    classes.save_pretrained(folder / "outputs/cifar10-64-classes")
+    for name in ("outputs/cifar10-64-classes", "models/ddim-cifar10-64-classes"):
+        classes.save_pretrained(folder / name)
     torch.jit.script(Sides()).save(folder / "classifier.pt")
     save_features(folder / "features.pt", 64)
     os.symlink(ROOT / "examples", folder / "examples")
@@ -260,7 +261,7 @@ def test_commands_run(monkeypatch, house, command):
     "page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.name
 )
 def test_python_runs(house, page):
-    """The Python blocks of a page run one after the other, as printed; README's with the repository's own model."""
+    """The Python blocks of a page run one after the other, as printed; README's with the repository's own models."""
     if page.name == "README.md":
         shutil.rmtree("models")
         os.symlink(ROOT / "models", "models")

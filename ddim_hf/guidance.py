@@ -147,6 +147,16 @@ class Condition:
             )
         return self.interval[0] <= float(timestep) <= self.interval[1]
 
+    def check_interval_meets(self, timesteps: Sequence[float]):
+        """Raise ValueError where guidance is on in none of a schedule's timesteps."""
+        if self.scale != 1 and self.interval is not None and not any(map(self.guides, timesteps)):
+            shown = ", ".join(f"{t:g}" for t in timesteps[:SHOWN]) + ", ..." * (len(timesteps) > SHOWN)
+            low, high = self.interval
+            raise ValueError(
+                f"guidance_interval is ({low:g}, {high:g}), in which none of the timesteps {shown} lies; allowed: one "
+                "that holds some"
+            )
+
     @property
     def classes(self) -> list[int] | None:
         """The classes that occur, in order; None for a network without classes."""

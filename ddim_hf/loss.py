@@ -17,7 +17,7 @@ class Objective:
         weighting: or by one of WEIGHTINGS; with neither all timesteps weigh alike.
 
     Raises:
-        ValueError: another weighting, both at once, or a weight that is infinite.
+        ValueError: another weighting, both at once, or one timestep that counts more than all others.
     """
 
     def __init__(self, scheduler: DDIMSchedulerCustom, snr_gamma: float | None = None, weighting: str | None = None):
@@ -90,7 +90,8 @@ WEIGHTINGS = {
 
 
 def named_weights(scheduler: DDIMSchedulerCustom, weighting: str) -> torch.Tensor:
-    """Return the weight of each timestep, float32 [T], by one of WEIGHTINGS; ValueError where one is infinite."""
+    """Return the weight of each timestep, float32 [T], by one of WEIGHTINGS; ValueError where one exceeds the
+    sum of the others."""
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting is {weighting!r}; allowed: {', '.join(WEIGHTINGS)}")
     alpha = scheduler.alphas_cumprod.cpu().double()
@@ -102,8 +103,11 @@ def named_weights(scheduler: DDIMSchedulerCustom, weighting: str) -> torch.Tenso
     weights = in_eps(alpha) * of_eps
     if in_v:
         weights = weights + in_v * of_v
-    if not weights.isfinite().all():
-        raise ValueError(f"weighting is {weighting!r} with a schedule that ends without signal; allowed: predict v")
+    if not weights.isfinite().all() or weights.max() > weights.sum() / 2:
+        raise ValueError(
+            f"weighting is {weighting!r} with a schedule that ends without signal, or all but: one timestep would "
+            "count more than all others; allowed: predict v"
+        )
     return weights.float()
 
 

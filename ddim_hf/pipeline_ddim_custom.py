@@ -210,6 +210,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
         schedule |= fitted or {}
         scheduler = self._new_schedule(**schedule)
         timesteps_visited = scheduler.timesteps.tolist()
+        condition.check_interval_meets(timesteps_visited)
         if seeds is not None:
             generator = [torch.Generator().manual_seed(operator.index(seed)) for seed in seeds]
 
@@ -515,6 +516,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
         x0 = images_to_states(images, self._open_shape, input_type)
         self._check_network(tuple(x0.shape[1:]))
         condition = self._condition(len(x0), class_labels, guidance_scale, guidance_interval, guide)
+        condition.check_interval_meets(scheduler.timesteps.tolist())
         chunk_size = max_batch_size or len(x0)
         chunks = [slice(start, start + chunk_size) for start in range(0, len(x0), chunk_size)]
         trajectories, residuals = [], []

@@ -14,7 +14,7 @@ from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import CLASS_FLAGS, add_class_flags, add_data_flags, data_options, run, take_classes
 from ddim_hf.data import load_images
 from ddim_hf.files import whole_file, write_text
-from ddim_hf.hub import trained_on
+from ddim_hf.hub import others_than_trained_on, trained_on
 from ddim_hf.images import image_grid, label_rows, pixels_to_pil, square_size
 
 
@@ -50,11 +50,14 @@ def main():
     data = trained_on(args.model) if args.data is None else {}
     data |= {name: value for name, value in given.items() if value is not None}
     try:
-        images = load_images(**data, **size)[: args.num_images]
+        loaded = load_images(**data, **size)
     except (ValueError, OSError) as error:
         if args.data is None:
             error.add_note(f"{args.model} was trained on {data['name']!r}; --data names other images")
         raise
+    if args.data is None and (said := others_than_trained_on(args.model, loaded)):
+        print(said)
+    images = loaded[: args.num_images]
 
     if args.class_labels is not None:
         classes["class_labels"] = pipe.labels_in_turn(classes["class_labels"], range(len(images)))

@@ -7,6 +7,7 @@ from typing import NoReturn
 from transformers import HfArgumentParser
 
 from ddim_hf.command_line import run
+from ddim_hf.processes import let_the_first_speak
 from ddim_hf.training import TrainingConfig, TrainingStopped, train
 from ddim_hf.training.peers import answer
 from ddim_hf.training.recipe_table import defaults_by_recipe, recipe_table
@@ -32,6 +33,7 @@ class Parser(HfArgumentParser):
     """Says what is wrong in one line; --help lists the flags."""
 
     def error(self, message: str) -> NoReturn:
+        let_the_first_speak()
         self.exit(2, f"error: {message} (--help lists the flags)\n")
 
 
@@ -45,7 +47,8 @@ def main():
     config, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     if unknown:
         flags = [word.split("=")[0] for word in unknown if word.startswith("-")]
-        parser.error(f"unknown: {' '.join(flags or unknown)}")
+        shown = [*(flags or unknown)[:3], *["..."] * (len(flags or unknown) > 3)]
+        parser.error(f"unknown: {' '.join(shown)}")
     try:
         train(config)
     except TrainingStopped:

@@ -8,8 +8,8 @@ A command runs as it is printed, but small and offline:
 * with SMALL's flags after the printed ones, so that they win;
 * in this process: what `accelerate launch` would start once is run once.
 
-README's Python runs with the repository's real models. What needs GPUs, several machines or hours (NOT_RUN) is taken by
-accelerate's parser and by the script's, as is every other command too.
+README's Python runs with the repository's real models. What needs GPUs, several machines or hours (NOT_RUN) is taken
+by accelerate's parser and by the script's, as is every other command too.
 """
 
 import argparse

@@ -22,6 +22,7 @@ from training_runs import ROOT, save_features, save_tiny_model
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, image_grid
 from ddim_hf.calibration import describe_sampler
 from ddim_hf.data import load_images
+from ddim_hf.hub import model_card
 from ddim_hf.unet import weights_hash
 
 EXAMPLES = ROOT / "examples"
@@ -449,6 +450,25 @@ def test_the_models_in_the_repository_make_images():
     steps = (pixels[..., 1:] - pixels[..., :-1]).abs().mean(dim=(1, 2, 3))
     assert pixels.shape == (8, 3, 32, 32) and pixels.std() > 0.15
     assert steps.max() < 0.15, steps  # uniform noise has 0.33
+
+
+def test_the_model_with_classes_is_as_its_page_shows_it(monkeypatch):
+    """docs/classes.md has the figures of its results.json, its card is what the code writes, and its picture's first
+    image is what the lines beside that give."""
+    monkeypatch.chdir(ROOT)  # where its card names it
+    folder, text = Path("models/ddim-cifar10-64-classes"), Path("docs/classes.md").read_text()
+    rows = json.loads((folder / "results.json").read_text())["results"]
+    of = {(row["metric"], row["guidance_scale"]): row["value"] for row in rows if row.get("guidance_scale")}
+    names = ("frechet_distance", "frechet_distance_within_classes", "label_accuracy")
+    for scale in (1, 1.25, 1.5, 2, 3):
+        distance, within, accuracy = (of[name, scale] for name in names)
+        assert f"| {scale:g} | {distance:.2f} | {within:.2f} | {accuracy:.1%} |\n" in text
+    assert model_card(folder) == (folder / "README.md").read_text()
+    pipe = DDIMCustomPipeline.from_pretrained(folder)
+    image = pipe(class_labels=[0], guidance_scale=2.0, num_inference_steps=20, seeds=[0]).images
+    picture = Image.open(ROOT / "docs/cifar10-classes.png").convert("RGB")
+    made, left = np.asarray(image_grid(image)).astype(int), picture.width - 8 * 68
+    assert np.abs(made - np.asarray(picture)[:68, left : left + 68]).mean() < 1
 
 
 @pytest.fixture(scope="module")

@@ -261,10 +261,12 @@ def test_scale_0_and_no_labels_are_the_null_class(pipe):
 
 
 def test_outside_of_the_interval_is_the_conditional_model(pipe):
-    """An interval between two timesteps guides nothing; one that holds a single timestep includes its ends."""
+    """An interval that holds a single timestep includes its ends; one between two timesteps, which guides nothing, is
+    refused."""
     plain = sample(pipe, noise(2), class_labels=1)
     run = dict(class_labels=1, guidance_scale=4)
-    assert torch.equal(sample(pipe, noise(2), guidance_interval=(333, 497), **run), plain)
+    with pytest.raises(ValueError, match=r"in which none of the timesteps 830, 664, 498, 332, 166, 0 lies"):
+        sample(pipe, noise(2), guidance_interval=(333, 497), **run)
     one = sample(pipe, noise(2), guidance_interval=(332, 332), **run)
     wanted = by_hand(pipe.unet, noise(2), guided_by_hand((1, 1), 4, interval=(332, 332)))
     assert apart(one, wanted) < 1e-5 < apart(one, plain)

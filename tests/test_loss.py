@@ -1,5 +1,6 @@
 """The training loss against formulas written out here in float64."""
 
+import itertools
 import re
 
 import pytest
@@ -82,9 +83,10 @@ def test_named_weightings_are_those_of_their_papers(kind):
         assert Objective(ending, weighting="eps+v/10").weights.isfinite().all()
     if kind == "epsilon":
         assert Objective(ending, weighting="p2").weights.isfinite().all()
-        for name in ("v", "eps+v/10"):
+        cosine = DDIMSchedulerCustom(prediction_type=kind, beta_schedule="squaredcos_cap_v2")
+        for name, scheduler in itertools.product(("v", "eps+v/10"), (ending, cosine)):
             with pytest.raises(ValueError, match=f"{re.escape(repr(name))} with a schedule that ends without signal"):
-                Objective(ending, weighting=name)
+                Objective(scheduler, weighting=name)
 
 
 def test_weights_at_no_signal_are_finite():

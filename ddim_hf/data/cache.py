@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from ..files import sync, write_text
 from ..reports.words import counted
-from .decoding import decode, holds_several
+from .decoding import decode, holds_several, in_colour
 from .messages import reason, tell, unreadable
 from .sources import Source
 
@@ -225,7 +225,7 @@ def _decoded(
 ) -> Iterator[tuple[range, np.ndarray, Broken]]:
     """Yield, block by block, the numbers of images, the pixels of those that can be read, and the others."""
 
-    several = []
+    several, coloured = [], []
 
     def decode_block(numbers: range) -> tuple[np.ndarray, Broken]:
         block, broken = np.empty((len(numbers), *shape[1:]), np.uint8), {}
@@ -233,6 +233,7 @@ def _decoded(
             try:
                 block[number - numbers.start - len(broken)] = decode(encoded, *shape[1:3])
                 several.extend([number] * holds_several(encoded))
+                coloured.extend([number] * (shape[1] == 1 and in_colour(encoded)))
             except MemoryError:  # nothing is wrong with the image
                 raise
             except Exception as error:  # Pillow's decoders raise nearly anything on torn data
@@ -249,6 +250,8 @@ def _decoded(
             f"{counted(len(several), 'image')} of several pictures (animations, pages): the first is taken, as of "
             f"{source.label(min(several))}"
         )
+    if coloured:
+        tell(f"{counted(len(coloured), 'image')} in colour made grey, as {source.label(min(coloured))}")
 
 
 def _in_blocks(function: Callable[[range], Any], numbers: range, size: int, title: str) -> Iterator[tuple[range, Any]]:

@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 from ..images import on_white
 
 DECODING = 2  # goes up where `decode` makes other pixels of an image, so that none of before are taken from a cache
+GREY_MODES = {"1", "L", "LA", "I", "F"}
 IMAGE_SUFFIXES = tuple(".png .jpg .jpeg .jfif .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .tga .jp2 .avif".split())
 
 
@@ -18,6 +19,18 @@ def decode(encoded: bytes | None, channels: int, resolution: int) -> np.ndarray:
         raise ValueError("no image there")
     with Image.open(io.BytesIO(encoded)) as image:
         return to_pixels(upright(image), channels, resolution)
+
+
+def in_colour(encoded: bytes) -> bool:
+    """Whether its mode can hold colours."""
+    with suppress(Exception), Image.open(io.BytesIO(encoded)) as image:
+        return not is_grey(image.mode)
+    return False
+
+
+def is_grey(mode: str) -> bool:
+    """Whether a mode of Pillow's holds greys alone."""
+    return mode in GREY_MODES or mode.startswith("I;")
 
 
 def holds_several(encoded: bytes) -> bool:

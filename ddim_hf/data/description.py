@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from ..reports.words import counted
-from .decoding import IMAGE_SUFFIXES
-from .folders import visible_files
+from .decoding import IMAGE_SUFFIXES, is_grey
+from .folders import ImageFiles, visible_files
 from .labels import in_order
 from .messages import refuse_options
 from .sources import Source, choose_split, digits, is_plain_folder, local_path, needs_datasets, open_source
@@ -30,16 +30,16 @@ from .tables import (
 )
 
 LOOKED_AT = 64  # images whose headers are read
-GREY_MODES = {"1", "L", "LA", "I", "F"}
 
 
 @dataclass(frozen=True)
 class ImageDescription:
     """A set of images; what cannot be known without a download is None or empty.
 
-    `kind` says where they come from, `modes` are Pillow's, the most frequent first, and `smallest` and `largest` the
-    least and greatest (width, height) that occur: both of the `looked_at` images alone, which lie evenly over the set
-    (of tables, at its beginning). `num_folders` is the number of folders that hold the image files, 0 for other kinds.
+    `kind` says where they come from, `modes` are Pillow's, the most frequent first, `smallest` and `largest` the least
+    and greatest (width, height) that occur, `square` where all are: these of the `looked_at` images alone, which lie
+    evenly over the set (of tables, at its beginning). `num_folders` is the number of folders directly below the set's
+    or the split's own that hold all the image files, 0 where some lie beside them and for other kinds.
     `label_names` are the names of the classes, () where they were not asked for, None where a table has to be read
     through for them.
     """
@@ -54,13 +54,14 @@ class ImageDescription:
     looked_at: int
     num_folders: int = 0
     label_names: tuple[str, ...] | None = ()
+    square: bool = False
 
     @property
     def channels(self) -> int | None:
         """1 if all images that were looked at are grey, else 3."""
         if not self.modes:
             return None
-        return 1 if all(mode in GREY_MODES or mode.startswith("I;") for mode in self.modes) else 3
+        return 1 if all(map(is_grey, self.modes)) else 3
 
     def __str__(self) -> str:
         count = "an unknown number of images" if self.num_images is None else counted(self.num_images, "image")
@@ -111,7 +112,10 @@ def describe_source(kind: str, name: str, split: str | None, source: Source) -> 
     """Say what an open source holds, from the headers of images that lie evenly over it."""
     numbers = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).round().astype(int)).tolist()
     described = _describe(kind, name, split, len(source), _opened(source.read(numbers)))
-    return replace(described, num_folders=len({path.parent for path in getattr(source, "paths", ())}))
+    if not isinstance(source, ImageFiles):
+        return described
+    tops = {path.relative_to(source.root).parts[:-1][:1] for path in source.paths}
+    return replace(described, num_folders=0 if () in tops else len(tops))
 
 
 def _describe(
@@ -121,7 +125,8 @@ def _describe(
     modes = tuple(mode for mode, _ in Counter(mode for mode, _ in seen).most_common())
     sizes = [size for _, size in seen]
     smallest, largest = (tuple(map(of, zip(*sizes, strict=True))) if sizes else None for of in (min, max))
-    return ImageDescription(name, kind, split, count, modes, smallest, largest, len(seen))
+    square = bool(sizes) and all(width == height for width, height in sizes)
+    return ImageDescription(name, kind, split, count, modes, smallest, largest, len(seen), square=square)
 
 
 def _opened(encoded: Iterable[bytes | None]) -> Iterator[Image.Image]:

@@ -250,7 +250,7 @@ def _measure_cells(
         if cell.implementation == CALIBRATED:
             row["schedule"] = digest(question.schedule(pipe, cell))
         if guide is not None and cell.is_led:
-            row["guide"] = weights_hash(guide.unet)
+            row |= {"guide_model": short_name(question.guide), "guide": weights_hash(guide.unet)}
         table.append(target.rows(row | {"network": describe_network(sampler)}))
     to_come = [cell for cell, rows in zip(cells, table, strict=True) if not results.has(*rows)]
     said = False
@@ -269,10 +269,10 @@ def _measure_cells(
 
 
 def _time_to_come(seconds: dict[str, float], done: Cell, to_come: list[Cell]) -> str:
-    """How long these cells will take, by what one took: sampling in proportion to its steps, features alike."""
+    """How long these cells will take, by what one took: sampling in proportion to its passes, features alike."""
     features = seconds["seconds_waiting"]
-    step = (seconds["seconds"] - features) / done.num_inference_steps
-    total = sum(step * cell.num_inference_steps + features for cell in to_come)
+    a_pass = (seconds["seconds"] - features) / done.passes
+    total = sum(a_pass * cell.passes + features for cell in to_come)
     return f"about {in_words(total)} for the {counted(len(to_come), 'cell')} to come"
 
 

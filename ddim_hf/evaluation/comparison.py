@@ -9,7 +9,7 @@ from ..reports.metrics import CELL, DISTANCES
 from .answers import answer, load_checked
 from .questions import Question
 
-KEYS = ("metric", "num_images", "implementation", "tau", *CELL)
+KEYS = ("metric", "num_images", "implementation", "tau", "guidance_interval", "guide", *CELL)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,9 @@ def _distances(question: Question) -> dict[tuple, float]:
 def _cell(row: dict[str, Any]) -> tuple:
     # No guidance is guidance 1: so a model without classes has the cells of one with.
     kept = {key: row.get(key) for key in KEYS if key != "schedule"}
-    return tuple((kept | {"guidance_scale": None if kept["guidance_scale"] == 1 else kept["guidance_scale"]}).items())
+    kept["guidance_scale"] = None if kept["guidance_scale"] == 1 else kept["guidance_scale"]
+    interval = kept["guidance_interval"]
+    return tuple((kept | {"guidance_interval": None if interval is None else tuple(interval)}).items())
 
 
 def _in_words(cell: dict[str, Any]) -> str:

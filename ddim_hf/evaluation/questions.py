@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import MAX_CACHED_BYTES
+from ..guidance import check_interval
 from ..hub import is_model
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from .figures import OTHER_SCHEDULERS
@@ -41,6 +42,11 @@ class Cell:
     def is_led(self) -> bool:
         """Whether there is guidance."""
         return self.guidance_scale not in (None, 1)
+
+    @property
+    def passes(self) -> int:
+        """How often an image passes through a network, but for an interval's steps without guidance."""
+        return self.num_inference_steps * (1 + self.is_led)
 
     @property
     def guidance(self) -> dict[str, Any]:
@@ -217,7 +223,11 @@ class Question:
             raise ValueError(f"{given}; allowed: 'uniform' with 'sigma', and eta 0 but for stock")
         if self.calibrated and CALIBRATED not in {cell.implementation for cell in cells}:
             given = f"calibrated with num_inference_steps {self.num_inference_steps}, eta {self.eta}"
-            raise ValueError(f"{given}; allowed: steps that the model has a schedule for, at eta 0")
+            if set(self.guidance_scale) != {1}:
+                given += f", guidance_scale {self.guidance_scale}" + " and a guide" * (self.guide is not None)
+            raise ValueError(
+                f"{given}; allowed: steps and guidance that the model has a schedule for, at eta 0 without a guide"
+            )
         for cell in cells:
             chosen = {"eta": cell.eta, "num_inference_steps": cell.num_inference_steps}
             labels = {"class_labels": 0} if pipe.id2label else {}
@@ -232,7 +242,7 @@ class Question:
 
     def _guidance(self, pipe: DDIMCustomPipeline) -> list[tuple[float | None, tuple[float, float] | None]]:
         """Scale and interval of each cell; None without guidance for a model without classes."""
-        interval = None if self.guidance_interval is None else tuple(self.guidance_interval)
+        interval = None if self.guidance_interval is None else check_interval(self.guidance_interval)
         plain = (1.0, None) if pipe.id2label else (None, None)
         return [plain if scale == 1 else (float(scale), interval) for scale in self.guidance_scale]
 

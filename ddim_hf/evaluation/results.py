@@ -95,7 +95,7 @@ class Results:
             write_text(self.file.with_suffix(".md"), tables(merged))
             if any(row["metric"] in FRECHET for row in rows):
                 plot(merged, self._picture("fid_vs_steps.png"))
-            if len({row.get("guidance_scale") for row in merged} - {None}) > 1:
+            if {row.get("guidance_scale") for row in merged} - {None, 1}:
                 plot_guidance(merged, self._picture("guidance.png"))
         for row in rows:
             print(line(row), flush=True)

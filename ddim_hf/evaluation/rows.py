@@ -13,7 +13,7 @@ def protocol(row: dict[str, Any]) -> dict[str, Any]:
     Where a model or images lie does not, if their content is known.
     """
     known = row.get("weights_hash") or row.get("images_hash")
-    left_out = (*MEASURED, "model") if known else MEASURED
+    left_out = (*MEASURED, "guide_model", *(["model"] if known else []))
     kept = {key: value for key, value in row.items() if key not in left_out and value is not None}
     return json.loads(json.dumps(kept))
 
@@ -38,7 +38,8 @@ def _brief(value: Any) -> str:
 
 def line(row: dict[str, Any]) -> str:
     """A row for the terminal."""
-    keys = ("num_inference_steps", "eta", "tau", "variance", "guidance_scale", "implementation", "split", "num_images")
+    keys = ("num_inference_steps", "eta", "tau", "variance", "guidance_scale", "guidance_interval", "guide_model")
+    keys += ("implementation", "split", "num_images")
     settings = " ".join(f"{key}={row[key]}" for key in keys if row.get(key) is not None)
     text = f"{row['metric']} {row['value']:.6g}  {settings}"
     if "seconds" in row:

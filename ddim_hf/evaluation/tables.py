@@ -44,7 +44,7 @@ def _title(row: dict[str, Any]) -> str:
     if row.get("weights_hash"):
         parts[-1] += f" ({row['weights_hash'][:12]})"
     if row.get("guide"):
-        parts.append(f"guide {row['guide'][:12]}")
+        parts.append(f"guide {row.get('guide_model', '')} ({row['guide'][:12]})".replace("  ", " "))
     return ", ".join(parts)
 
 
@@ -117,16 +117,34 @@ def plot_guidance(rows: list[dict[str, Any]], file: Path):
 
 
 def lines_by_guidance(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """Guidance and value of each figure that has guidance, by metric and label: no two of a line differ in more."""
-    drawn = [row for row in rows if row.get("guidance_scale") is not None]
+    """Guidance and value of each figure with guidance, and without it what is the same but for that, at guidance 1; by
+    metric and label."""
+    led, plain = [], {}
+    for row in rows:
+        if row.get("guidance_scale") not in (None, 1):
+            led.append(row)
+        elif row.get("guidance_scale") == 1:
+            plain[_without_guidance(row)] = row["value"]
+        else:  # a model without classes
+            plain.setdefault(_without_guidance(row), row["value"])
     lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for metric in dict.fromkeys(row["metric"] for row in drawn):
-        groups = _groups([row for row in drawn if row["metric"] == metric])
+    for metric in dict.fromkeys(row["metric"] for row in led):
+        groups = _groups([row for row in led if row["metric"] == metric])
         for group, words in zip(groups, differing([group[0] for group in groups]), strict=True):
+            words |= {"guide": group[0]["guide"][:8]} if group[0].get("guide") else {}
             for row in group:
                 name, _, _ = noise(row)[-1].partition(", guidance")
                 parts = [NAMES.get(metric, metric), f"S = {row['num_inference_steps']}"]
                 parts += [] if row["eta"] == 0 else [f"eta {name}"]
                 label = ", ".join([*parts, *(f"{key} {value}" for key, value in words.items())])
-                lines.setdefault((metric, label), []).append((row["guidance_scale"], row["value"]))
-    return lines
+                line, at_one = lines.setdefault((metric, label), []), plain.get(_without_guidance(row))
+                line.append((row["guidance_scale"], row["value"]))
+                if at_one is not None and (1.0, at_one) not in line:
+                    line.append((1.0, at_one))
+    return {key: sorted(points) for key, points in lines.items()}
+
+
+def _without_guidance(row: dict[str, Any]) -> str:
+    """What a row is but for its guidance, and the fitted schedule that belongs to that."""
+    left_out = ("guidance_scale", "guidance_interval", "guide", "schedule")
+    return json.dumps({key: value for key, value in protocol(row).items() if key not in left_out}, sort_keys=True)

@@ -1,5 +1,6 @@
 """The model card: what a run recorded, and nothing else, for whoever finds the model on the Hub."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ PROTOCOL = {
 HEADLINE_PROTOCOL = [
     *("num_images", "num_inference_steps", "eta", "variance", "guidance_scale", "guidance_interval", "tau", "mode"),
     "seed",
+    "guide_model",
+    "guide",
 ]
 HEADLINE_DEFAULTS = {"variance": "sigma", "seed": 0}  # which are not said
 NO_PROTOCOL = ("metric", "model", "feature_extractor", *MEASURED, *CELL)
@@ -222,7 +225,8 @@ def _metadata(name: str, license: str | None, config: dict, headlines: list[dict
 
 
 def _headlines(rows: list[dict], tau: str) -> list[dict]:
-    """The figures to quote: most images and least noise first, by the model's own `tau`, unguided, in order of S."""
+    """The figures to quote: most images and least noise first, by the model's own `tau`, unguided, in order of S;
+    those with a guide, which is another model, last."""
     ours = [row for row in rows if row.get("implementation") in (None, "ddim_hf")]
     kinds = list(NAMES)
 
@@ -230,7 +234,7 @@ def _headlines(rows: list[dict], tau: str) -> list[dict]:
         kind = kinds.index(_kind(row)) if _kind(row) in kinds else len(kinds)
         other = (row.get("tau") not in (None, tau), row.get("variance") == "sigma_hat")
         sampler = row.get("eta") or 0, row.get("guidance_scale") not in (None, 1), row.get("num_inference_steps") or 0
-        return kind, -(row.get("num_images") or 0), *other, *sampler
+        return kind, row.get("guide") is not None, -(row.get("num_images") or 0), *other, *sampler
 
     return sorted(ours, key=place)[:HEADLINES]
 
@@ -240,11 +244,14 @@ def _eval_result(row: dict, datasets: list[str]) -> EvalResult:
     guided = "" if row.get("guidance_scale") in (None, 1) else f", guidance = {row['guidance_scale']:g}"
     if interval := row.get("guidance_interval"):
         guided += f" at timesteps {interval[0]:g} to {interval[1]:g}"
+    if row.get("guide"):
+        guided += f" away from {redact(row.get('guide_model', 'a guide'))} {row['guide'][:12]}"
     noise = f"{'sigma_hat, ' * (row.get('variance') == 'sigma_hat')}eta = {row.get('eta') or 0:g}"
     sampler = "" if steps is None else f" (S = {steps}, {noise}{guided})"
     args = {
         key: redact(row[key]) for key in HEADLINE_PROTOCOL if row.get(key) not in (None, HEADLINE_DEFAULTS.get(key))
     }
+    args |= {"guide": args["guide"][:12]} if "guide" in args else {}
     return EvalResult(
         task_type=TASK,
         dataset_type=reference if reference in datasets else "other",
@@ -309,7 +316,7 @@ def _load(address: str, names: list[str], null_is_trained: bool) -> str:
     if not names:
         return LOAD.format(address=address)
     guidance = "guidance_scale=1.5, " if null_is_trained else ""
-    return LOAD_CLASSES.format(address=address, name=repr(names[0]), guidance=guidance)
+    return LOAD_CLASSES.format(address=address, name=json.dumps(names[0], ensure_ascii=False), guidance=guidance)
 
 
 def _classes(names: list[str], null_is_trained: bool) -> str:

@@ -6,6 +6,8 @@ from typing import Any
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
+from ..data import ImageSet
+from ..data.sources import local_path
 from ..files import read_json
 
 
@@ -15,14 +17,20 @@ def trained_on(model: str | Path) -> dict[str, Any]:
     The split is the one that was held out for validation, or else the one that was trained on.
 
     Raises:
-        ValueError: neither the record of its training, config.json, nor its card tells.
+        ValueError: neither the record of its training, config.json, nor its card tells, or the images were a folder or
+            files that are not here.
     """
     record = Path(model) / "config.json"
     settings = read_json(record) if record.is_file() else {}
     if settings.get("dataset_name"):
-        held_out = settings.get("validation_split") or "none"
+        name, held_out = settings["dataset_name"], settings.get("validation_split") or "none"
+        if settings.get("dataset_on_hub") is False and name != "digits" and not local_path(name).exists():
+            raise ValueError(
+                f"{str(model)!r} was trained on {name!r}, local images that are not here; allowed: --data with them, "
+                "or with others"
+            )
         return {
-            "name": settings["dataset_name"],
+            "name": name,
             "split": held_out if held_out != "none" else settings.get("split"),
             "image_column": settings.get("image_column"),
             "config_name": settings.get("dataset_config_name"),
@@ -32,6 +40,16 @@ def trained_on(model: str | Path) -> dict[str, Any]:
     if not names:
         raise ValueError(f"{str(model)!r} does not tell what it was trained on; allowed: with --data")
     return {"name": names[0]}
+
+
+def others_than_trained_on(model: str | Path, images: ImageSet) -> str | None:
+    """Return a note where a model's record says that the split it was trained on held other images than these."""
+    record = Path(model) / "config.json"
+    settings = read_json(record) if record.is_file() else {}
+    known = settings.get("dataset_fingerprint")
+    if known is None or images.split != settings.get("split") or images.unlabelled().fingerprint == known:
+        return None
+    return f"note: {images.name!r} holds other images than {str(model)!r} was trained on, or decodes them otherwise"
 
 
 def _on_the_card(model: str | Path) -> list[str]:

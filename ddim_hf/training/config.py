@@ -202,7 +202,7 @@ class TrainingConfig:
     dry_run: bool = setting("print the resolved settings, sizes and memory, and stop", False)
 
     def __post_init__(self):
-        if self.network is not None and self.network.endswith(".json") and self.resolution is None:
+        if self.network is not None and self.resolution is None:
             self.resolution = _sample_size(self.network)
         if self.recipe is None:
             self.recipe = self._own_recipe()
@@ -225,7 +225,7 @@ class TrainingConfig:
             defaults |= dict(validation_steps=1000, validation_images=1024)
         if self.class_conditional:
             defaults["label_dropout"] = 0.1
-        if self._has_no_samplers():
+        if self._has_no_samplers() or own_images and self.inception_weights is None:
             defaults["feature_extractor"] = "none"
         for name, value in defaults.items():
             if getattr(self, name) is None:
@@ -392,11 +392,13 @@ def _allow(name: str, value: Any, allowed: Any):
         raise ValueError(f"{name} is {value!r}; allowed: {', '.join(name for name in allowed if name)}")
 
 
-def _sample_size(file: str) -> int | None:
-    """The side of the images of a UNet2DModel config in a file, where it says one."""
+def _sample_size(network: str) -> int | None:
+    """The side of the images of a row of UNET_CONFIGS, or of a UNet2DModel config in a file, where it says one."""
+    if not network.endswith(".json"):
+        return UNET_CONFIGS.get(network, {}).get("sample_size")
     try:
-        return square_size(json.loads(Path(file).read_text()).get("sample_size"))
-    except (ValueError, AttributeError):  # said when the network is built
+        return square_size(json.loads(Path(network).read_text()).get("sample_size"))
+    except (ValueError, RecursionError, AttributeError):  # said when the network is built
         return None
 
 

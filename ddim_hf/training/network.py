@@ -28,6 +28,9 @@ KEYS = {
 }
 
 
+PLAIN_BLOCKS = {"DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"}  # which `block_types` gives
+
+
 def new_network(config: TrainingConfig) -> UNet2DModel:
     """Return the network that the settings describe, with random weights.
 
@@ -43,7 +46,7 @@ def _read(file: Path) -> dict[str, Any]:
     """The config keys of a UNet2DModel that a JSON file holds."""
     try:
         layout = json.loads(file.read_text())
-    except ValueError as error:  # no JSON, or no text
+    except (ValueError, RecursionError) as error:  # no JSON, or no text
         raise ValueError(f"network is {file}, which is not JSON: {error}") from error
     if not isinstance(layout, dict):
         raise ValueError(f"network is {file}, which holds no object; allowed: a UNet2DModel's config.json")
@@ -69,6 +72,12 @@ def _changed(config: TrainingConfig, layout: dict[str, Any]) -> dict[str, Any]:
     if config.block_out_channels is not None:
         layout["block_out_channels"] = config.numbers("block_out_channels", least=1)
     levels = len(layout.get("block_out_channels", ())) or before
+    kinds = {*layout.get("down_block_types", ()), *layout.get("up_block_types", ())} - PLAIN_BLOCKS
+    if kinds and (config.attention_levels is not None or levels != before):
+        raise ValueError(
+            f"network {config.network} has blocks of other types ({', '.join(sorted(kinds))}), which other levels, or "
+            "attention_levels, would replace; allowed: change the file"
+        )
     if config.attention_levels is not None:
         attention = config.numbers("attention_levels", least=0)
         if max(attention, default=0) >= levels:

@@ -1,7 +1,8 @@
 """What a run says before its first step: what it understood, what does not fit, and how long it will take."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import psutil
 import torch
@@ -10,10 +11,11 @@ from diffusers import UNet2DModel
 from ..data import ImageDescription
 from ..reports.words import counted, in_words
 from .classes import SHOWN, null_labels
-from .config import TrainingConfig
+from .config import RECIPES, TrainingConfig
 from .memory import AUTOCAST, StepMemory
 
 MOST_EPOCHS = 2_000  # of one's own images: beyond, a network has learnt them by heart
+LAST_TIMED = 10  # step, by which the pace is told
 TRIAL_SIZE = 64  # pixels; at 256 a pass of celebahq-256 takes half a minute on a CPU core
 TRANSPARENT = {"RGBA", "LA", "PA", "La", "RGBa", "I;16A"}
 
@@ -46,9 +48,10 @@ def _source_size(config: TrainingConfig, images: ImageDescription) -> str:
     if images.smallest is None or {*images.smallest, *images.largest} == {config.resolution}:
         return ""
     least, most = min(images.smallest), max(images.largest)
-    return (
-        f", centre-cropped from {least}..{most} pixels" if least < most else f", scaled from {least} x {most} pixels"
-    )
+    how = "scaled" if images.square else "centre-cropped"
+    sizes = f"{least}..{most}" if least < most else f"{least} x {most}"
+    some = f" ({images.looked_at} looked at)" if images.num_images != images.looked_at else ""
+    return f", {how} from {sizes} pixels{some}"
 
 
 def _steps(config: TrainingConfig, count: int | None) -> str:
@@ -66,6 +69,9 @@ def _changes(config: TrainingConfig, unet: UNet2DModel, images: ImageDescription
         said.append("note: the images are grey, and train a network for colour as they are")
     if unet.config.in_channels == 1 and images.channels == 3:
         said.append("note: the images are in colour, and are made grey")
+    usual = RECIPES[config.recipe]["feature_extractor"]
+    if config.sampler_settings() and config.feature_extractor == "none" and usual != "none":
+        said.append(f"note: samplers save grids and take no distance (--feature_extractor {usual}, or a file)")
     if TRANSPARENT.intersection(images.modes):
         said.append("note: transparent images are laid on white")
     if images.smallest is not None and min(images.smallest) < config.resolution:
@@ -107,18 +113,24 @@ class Pace:
     """Says after ten steps how long the others will take; the first two, which prepare much, do not count."""
 
     def __init__(self):
-        self.steps, self.began = 0, 0.0
+        self.steps, self.seconds = 0, 0.0
 
-    def after_step(self, to_come: int, wait_for_device: Callable[[], object]) -> str | None:
-        """Return the sentence, once."""
+    @contextmanager
+    def step(self, wait_for_device: Callable[[], object]) -> Iterator[None]:
+        """Around a step, and around nothing else."""
+        began = time.perf_counter()
+        yield
         self.steps += 1
-        if self.steps not in (2, 10):
+        if 2 <= self.steps <= LAST_TIMED:
+            wait_for_device()
+        if 2 < self.steps <= LAST_TIMED:
+            self.seconds += time.perf_counter() - began
+
+    def in_words(self, to_come: int) -> str | None:
+        """Return the sentence, once."""
+        if self.steps != LAST_TIMED or not to_come:
             return None
-        wait_for_device()
-        if self.steps == 2:
-            self.began = time.perf_counter()
-            return None
-        seconds = (time.perf_counter() - self.began) / 8 * to_come
+        seconds = self.seconds / (LAST_TIMED - 2) * to_come
         return f"about {in_words(seconds)} for the {to_come:,} steps to come, samples and checkpoints not counted"
 
 

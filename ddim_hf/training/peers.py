@@ -3,7 +3,7 @@
 FLAGS_OF_DIFFUSERS = {
     "--train_data_dir": "`--dataset_name`, which takes a folder too",
     "--model_config_name_or_path": "`--network FILE.json` for a config, `--pretrained` for a model",
-    "--train_batch_size": "`--batch_size`, of all processes together; theirs is of each one",
+    "--train_batch_size": "`--batch_size`, of all processes and accumulated passes together; theirs is of each one",
     "--num_epochs": "`--num_train_epochs`",
     "--center_crop": "nothing to give: images are always centre-cropped",
     "--dataloader_num_workers": "nothing to give: images are decoded once and read ahead",

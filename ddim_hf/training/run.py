@@ -301,9 +301,10 @@ class TrainingRun:
         ) as bar:
             while state.step < config.max_train_steps:
                 # One optimizer step, and one of each average
-                self.train_step()
+                with pace.step(state.window.loss.item):
+                    self.train_step()
                 bar.update()
-                said = pace.after_step(config.max_train_steps - state.step, state.window.loss.item)
+                said = pace.in_words(config.max_train_steps - state.step)
                 if said and self.accelerator.is_main_process:
                     bar.write(said)
                 last = state.step == config.max_train_steps

@@ -128,15 +128,16 @@ class Samplers:
     def _sample(self, sampler: SamplerSettings, pipeline: DDIMCustomPipeline) -> tuple[list[np.ndarray], Statistics]:
         """This process's share: its images that belong to the grid, and the statistics of the features of all.
 
-        Both are incomplete where the run was asked to stop.
+        Without features no others are drawn. Both are incomplete where the run was asked to stop.
         """
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         size, hidden = self.config.eval_batch_size, not self.accelerator.is_main_process
-        first, last = (sampler.images * part // processes for part in (rank, rank + 1))
-        rounds = math.ceil(math.ceil(sampler.images / processes) / size)  # as many on every process, as each one votes
+        images = sampler.images if self.extractor is not None else min(sampler.images, GRID_IMAGES)
+        first, last = (images * part // processes for part in (rank, rank + 1))
+        rounds = math.ceil(math.ceil(images / processes) / size)  # as many on every process, as each one votes
         grid: list[np.ndarray] = []
         statistics = Statistics()
-        title = f"sampling {sampler.images} images in {sampler.steps} steps, eta {sampler.eta:g}"
+        title = f"sampling {images} images in {sampler.steps} steps, eta {sampler.eta:g}"
         with tqdm(total=last - first, desc=title, unit="image", leave=False, disable=hidden) as bar:
             for number in range(rounds):
                 seeds = range(first + number * size, min(first + (number + 1) * size, last))

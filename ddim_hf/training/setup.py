@@ -22,6 +22,7 @@ from diffusers import UNet2DModel
 from filelock import FileLock, Timeout
 
 from ..data import ImageDescription, ImageSet, describe_images, describe_source, load_images, open_source
+from ..data.sources import is_plain_folder, local_path
 from ..files import read_json
 from ..hub import is_model, load_configs
 from ..pipeline_ddim_custom import DDIMCustomPipeline
@@ -240,8 +241,15 @@ def describe_split(config: TrainingConfig, split: str, channels: int) -> ImageDe
     """Return what a split of the run's images is, without loading it.
 
     Raises:
-        ValueError: colour images for a network of one channel, where that is not asked for.
+        ValueError: colour images for a network of one channel, where that is not asked for, or a run inside the folder
+            of its images.
     """
+    folder = local_path(config.dataset_name)
+    if is_plain_folder(folder) and Path(config.output_dir).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"output_dir is {config.output_dir}, inside the folder of images {config.dataset_name}, whose images the "
+            "run's own would become; allowed: a folder outside it"
+        )
     images = describe_images(config.dataset_name, split, **_options(config), **_labels(config))
     _check_channels(config, images, channels)
     return images

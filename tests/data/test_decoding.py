@@ -1,6 +1,7 @@
 """Every mode and size as pixels, on tiny images made here, and on CIFAR-10 where it is at hand."""
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +105,16 @@ def test_cifar10_is_decoded_bit_for_bit():
     picks = [9999, *range(0, 10000, 997)]
     pillow = [np.asarray(Image.open(io.BytesIO(rows[pick].as_py()["bytes"]))).transpose(2, 0, 1) for pick in picks]
     np.testing.assert_array_equal(images[picks], pillow)
+
+
+def test_colours_that_are_made_grey_are_counted(tmp_path):
+    """Colour images among greys, which only decoding finds, are told with their number and the first of them."""
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        Image.new("RGB" if number in (2, 5) else "L", (8, 8), 40).save(tmp_path / "images" / f"{number}.png")
+    asked = {"resolution": 8, "cache_dir": tmp_path / "cache"}
+    with pytest.warns(UserWarning, match=r"2 images in colour made grey, as .*2\.png"):
+        load_images(str(tmp_path / "images"), channels=1, **asked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_images(str(tmp_path / "images"), channels=3, **asked)

@@ -179,7 +179,7 @@ def test_the_denoising_loss_is_taken_at_the_labels(model, files, tmp_path, capsy
 
 def test_a_model_is_measured_with_a_guide(files, tmp_path):
     """Samples that a worse model guides have the distance of the folder that is sampled so, and a table of its own;
-    at guidance 1 the guide has no part. It guides other schedulers too, and no fitted schedule is taken for it."""
+    at guidance 1 the guide has no part. It guides other schedulers too."""
     worse = DDIMCustomPipeline(tiny_unet(block_out_channels=(8, 8)), DDIMSchedulerCustom())
     worse.save_pretrained(tmp_path / "worse")
     larger = DDIMCustomPipeline(tiny_unet(sample_size=16), DDIMSchedulerCustom())
@@ -198,7 +198,9 @@ def test_a_model_is_measured_with_a_guide(files, tmp_path):
     assert [plain["value"], guided["value"]] == pytest.approx([row["value"] for row in folders], rel=1e-5)
     assert guided["guide"] == folders[1]["guide"] == worse._weights_hash() and "guide" not in plain
     assert len({row["value"] for row in rows}) == 4 and guided_unipc["guide"] == guided["guide"]
-    assert plain["guidance_scale"] is None and f"guide {guided['guide'][:12]}" in (tmp_path / "r.md").read_text()
+    assert (
+        plain["guidance_scale"] is None and f"guide worse ({guided['guide'][:12]})" in (tmp_path / "r.md").read_text()
+    )
     compared = compare(
         Question(str(files / "tiny"), "digits", tmp_path / "c.json", guide=str(tmp_path / "worse"), **settings),
         [str(files / "tiny"), str(tmp_path / "worse")],
@@ -207,6 +209,10 @@ def test_a_model_is_measured_with_a_guide(files, tmp_path):
     for message, change in {
         "guide is given with guidance_scale 1; allowed: another": dict(guidance_scale=[1.0]),
         "also is stock, which gives a network no guide; allowed: without a guide": dict(also=["stock"]),
+        r"in which none of the timesteps 500, 0 lies": dict(guidance_interval=[600, 900]),
+        r"guidance_scale \[2.0\] and a guide; allowed: steps and guidance .* without a guide": dict(
+            calibrated=True, guidance_scale=[2.0]
+        ),
         "the guide takes states of 1 channels of size 16": dict(guide=str(tmp_path / "larger")),
     }.items():
         with pytest.raises(ValueError, match=message):

@@ -12,7 +12,8 @@ from training_runs import ROOT
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
 from ddim_hf.calibration import describe_sampler
-from ddim_hf.evaluation import Comparison, Question, compare
+from ddim_hf.evaluation import Comparison, Question, compare, evaluate
+from ddim_hf.generation import generate, load_pipeline
 
 
 def test_models_are_compared_cell_by_cell(files, folders, tmp_path, monkeypatch, capsys):
@@ -145,7 +146,9 @@ def test_a_model_without_schedules_is_compared_by_its_plain_steps(beside, tmp_pa
         comparison = beside(*names, calibrated=True)
         assert len(comparison.cells) == 1 and "by ddim_hf," in comparison.cells[0]
         assert len(comparison.apart) == 1 and "by ddim_hf calibrated" in comparison.apart[0]
-    with pytest.raises(ValueError, match="calibrated with .*; allowed: steps that the model has a schedule for"):
+    with pytest.raises(
+        ValueError, match="calibrated with .*; allowed: steps and guidance that the model has a schedule for"
+    ):
         beside("plain", "plain", calibrated=True)
 
 
@@ -157,3 +160,44 @@ def test_the_revision_is_the_first_models(hub, files, tmp_path):
     question = Question("", "digits", tmp_path / "r.json", **settings, cache_dir=files / "cache", revision="v1")
     first, second = compare(question, ["org/tiny", str(files / "tiny")]).values
     assert first == second
+
+
+def test_a_guide_or_an_interval_of_its_own_is_a_cell_of_its_own(files, tmp_path):
+    """Folders that were sampled with other guides, intervals or kinds of guidance do not compare; an interval in whole
+    numbers is the same one as in floats."""
+    tiny = load_pipeline(files / "tiny")
+    guides = [DDIMCustomPipeline(tiny_unet(block_out_channels=(8, size)), DDIMSchedulerCustom()) for size in (8, 16)]
+    made = {"a": {"guide": guides[0]}, "b": {"guide": guides[1]}}
+    made |= {"c": {"guide": guides[0], "guidance_interval": (0, 500)}}
+    for name, guidance in made.items():
+        sampling = {"num_images": 4, "num_inference_steps": 2, "guidance_scale": 2.0}
+        generate(tiny, tmp_path / name, **sampling, **guidance)
+    settings = dict(feature_extractor=str(files / "features.pt"), cache_dir=tmp_path / "cache")
+    for other in "bc":
+        with pytest.raises(ValueError, match="have no distance in common"):
+            compare(
+                Question("", "digits", tmp_path / "f.json", **settings),
+                [str(tmp_path / name) for name in ("a", other)],
+            )
+    guides[0].save_pretrained(tmp_path / "guide")
+    models = [str(files / "tiny"), str(tmp_path / "guide")]
+    settings |= dict(num_images=4, num_inference_steps=[2], guidance_scale=[2.0], guide=models[1])
+    first, again = (
+        compare(Question("", "digits", tmp_path / "m.json", guidance_interval=interval, **settings), models)
+        for interval in ([0.0, 500.0], [0, 500])
+    )
+    assert first == again and len(first.cells) == 1
+
+
+def test_no_fitted_schedule_is_taken_with_a_guide(files, tmp_path):
+    """A schedule was not fitted to a guide: it has a cell without guidance alone."""
+    fit(tmp_path / "fitted", (2,))
+    question = Question(str(tmp_path / "fitted"), "digits", tmp_path / "r.json", num_images=4, num_inference_steps=[2])
+    question.feature_extractor, question.cache_dir = str(files / "features.pt"), tmp_path
+    question.calibrated, question.guide, question.guidance_scale = True, str(files / "tiny"), [1.0, 2.0]
+    rows = evaluate(question)
+    assert [(row["implementation"], row.get("guidance_scale"), "guide" in row) for row in rows] == [
+        ("ddim_hf", None, False),
+        ("ddim_hf calibrated", None, False),
+        ("ddim_hf", 2.0, True),
+    ]

@@ -76,6 +76,12 @@ def test_a_line_by_guidance_is_of_one_protocol():
     lines = lines_by_guidance([*rows, ROW | {"value": 3.0}])
     assert list(lines.values()) == [[(1.0, 1.0), (2.0, 2.0)]] * 7
     assert set(lines_by_guidance(first)) == {("fid", "FID, S = 10")}
+    guided = [ROW | {"guidance_scale": 2.0, "guide": letter * 64, "value": 5.0} for letter in "ab"]
+    assert lines_by_guidance([ROW | {"value": 3.0}, *guided]) == {
+        ("fid", f"FID, S = 10, guide {letter * 8}"): [(1.0, 3.0), (2.0, 5.0)] for letter in "ab"
+    }
+    (points,) = lines_by_guidance([first[0], first[1] | {"guidance_interval": [0.0, 9.0]}]).values()
+    assert points == [(1.0, 1.0), (2.0, 2.0)]
 
 
 def test_the_repositorys_own_results_are_read(tmp_path):
@@ -84,7 +90,7 @@ def test_the_repositorys_own_results_are_read(tmp_path):
     file.write_text((ROOT / "models/ddim-cifar10-64/results.json").read_text())
     results = Results(file)
     count, before = len(results.rows), tables(results.rows)
-    protocols = {(row["implementation"], row["network"]) for row in results.rows if "eta" in row}
+    protocols = {(row["implementation"], row["network"], row["num_images"]) for row in results.rows if "eta" in row}
     assert before.count("| eta |") == len(protocols) and max(map(len, before.splitlines())) < 250
     again = next(row for row in results.rows if row.get("num_inference_steps") == 20)
     results.add(again | {"reference_hash": "c" * 32, "value": 1.5})

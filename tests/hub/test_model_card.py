@@ -210,13 +210,19 @@ def test_figures_of_other_weights_are_no_headlines(tmp_path):
 
 def test_headlines_tell_how_they_differ(run):
     """Figures by sigma and sigma_hat, with guidance everywhere and at some timesteps, and of other seeds have names or
-    arguments of their own; what is the default is not said."""
+    arguments of their own; what is the default is not said. Those with a guide come last, and name it."""
     row = {"metric": "fid", "num_images": 10, "num_inference_steps": 5, "eta": 1.0, "seed": 0, "variance": "sigma"}
     guided = {"guidance_scale": 2.0, "guidance_interval": [0, 400]}
-    others = ({"variance": "sigma_hat"}, {"seed": 10}, guided)
+    by_a_guide = guided | {"guide_model": "worse", "guide": "ab" * 32}
+    others = (by_a_guide, {"variance": "sigma_hat"}, {"seed": 10}, guided)
     rows = [row | other | {"value": 1.0} for other in ({}, *others)]
     (run / "results.json").write_text(json.dumps({"results": rows}))
     told = [(one.metric_name, one.metric_args) for one in ModelCard(model_card(run)).data.eval_results]
+    assert len(told) == 4 and not any("worse" in name for name, _ in told)  # which the model alone cannot do
+    (run / "results.json").write_text(json.dumps({"results": rows[1:2]}))
+    ((name, arguments),) = [(one.metric_name, one.metric_args) for one in ModelCard(model_card(run)).data.eval_results]
+    assert name == "FID (S = 5, eta = 1, guidance = 2 at timesteps 0 to 400 away from worse abababababab)"
+    assert arguments["guide"] == "ab" * 6 and arguments["guide_model"] == "worse"
     plain = {"num_images": 10, "num_inference_steps": 5, "eta": 1.0}
     assert sorted(told, key=str) == sorted(
         [
@@ -322,6 +328,7 @@ def test_the_card_of_the_model_in_the_repository(monkeypatch, tmp_path):
     for result in distances:
         assert re.search(r"\(S = \d+, eta = 0\)$", result.metric_name) and f"{result.metric_value:.4g}" in text
         row = {"num_inference_steps": result.metric_args["num_inference_steps"], "eta": 0.0, "tau": "uniform"}
+        row |= {"num_images": result.metric_args["num_images"]}
         rows = json.loads((ROOT / OUR_MODEL / "results.json").read_text())["results"]
         (value,) = (r["value"] for r in rows if r | row == r and r["implementation"] == "ddim_hf")
         assert abs(result.metric_value / value - 1) < 5e-4

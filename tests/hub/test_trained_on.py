@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from PIL import Image
 
-from ddim_hf.hub import trained_on
+from ddim_hf.data import load_images
+from ddim_hf.hub import others_than_trained_on, trained_on
 
 
 def test_a_runs_record_names_its_images(tmp_path):
@@ -24,3 +26,22 @@ def test_a_card_names_its_data_set(tmp_path):
     (tmp_path / "README.md").write_text("# A model\n")
     with pytest.raises(ValueError, match="does not tell what it was trained on; allowed: with --data"):
         trained_on(tmp_path)
+
+
+def test_local_images_that_are_not_here_are_not_looked_up(tmp_path, monkeypatch):
+    """A folder's name is no id on the Hub: where it is not here, that is said in one line; and so is another folder of
+    that name."""
+    monkeypatch.chdir(tmp_path)
+    record = {"dataset_name": "mine", "dataset_on_hub": False, "split": "train", "validation_split": "none"}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="was trained on 'mine', local images that are not here; allowed: --data"):
+        trained_on(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for shade in range(2):
+        Image.new("RGB", (8, 8), shade).save(tmp_path / "mine" / f"{shade}.png")
+    images = load_images(**trained_on(tmp_path), resolution=8, channels=3, cache_dir=tmp_path / "cache")
+    assert others_than_trained_on(tmp_path, images) is None
+    for fingerprint in (images.fingerprint, "0123"):
+        (tmp_path / "config.json").write_text(json.dumps(record | {"dataset_fingerprint": fingerprint}))
+        note = others_than_trained_on(tmp_path, images)
+        assert note is None if fingerprint == images.fingerprint else "'mine' holds other images than" in note

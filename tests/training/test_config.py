@@ -262,6 +262,22 @@ def test_colour_images_are_not_made_grey_in_silence(monkeypatch, capsys, tmp_pat
     assert describe_split(build, "train", channels=1).channels == 3
 
 
+def test_a_run_inside_the_folder_of_its_images_is_refused(monkeypatch, capsys, tmp_path):
+    """Its grids would be images of the next run: one line, before anything is read."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    for folder in (tmp_path, tmp_path / "outputs/mine"):
+        for options in ((), ("--dry_run",)):
+            assert train(monkeypatch, "--dataset_name", tmp_path, "--output_dir", folder, *options) == 2
+            assert "inside the folder of images" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["0.png"]
+
+
+def test_unknown_words_are_counted_off(monkeypatch, capsys):
+    """Of many unknown words, as a pattern gives that the shell filled in, three are named."""
+    assert train(monkeypatch, "--dataset_name", *(f"{number}.png" for number in range(9))) == 2
+    assert "unknown: 1.png 2.png 3.png ... (" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")

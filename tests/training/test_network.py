@@ -44,6 +44,7 @@ def test_flags_change_the_network():
 
 WRONG = {
     "is not JSON": ("{", {}),
+    "network is .*mine.json, which is not JSON: maximum recursion": ("[" * 100_000, {}),
     "holds no object": ("[3]", {}),
     r"has block_out_channels \[32, \"64\"\]; allowed: a list of": ('{"block_out_channels": [32, "64"]}', {}),
     "has block_out_channels null; allowed: a list of": ('{"block_out_channels": null}', {}),
@@ -77,6 +78,25 @@ def test_a_wrong_network_is_one_line(tmp_path, message):
     with pytest.raises((ValueError, OSError), match=message) as error:
         describe_model(TrainingConfig(**flags, **OWN))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("flags", [{"attention_levels": "none"}, {"block_out_channels": "16,32"}])
+def test_blocks_of_other_types_are_not_replaced(tmp_path, flags):
+    """A file's blocks that the flags of levels cannot give are refused by name where those would replace them."""
+    layout = {"down_block_types": ["ResnetDownsampleBlock2D"] * 3, "up_block_types": ["ResnetUpsampleBlock2D"] * 3}
+    layout |= {"block_out_channels": [16, 32, 32], "norm_num_groups": 8, "add_attention": False}
+    (tmp_path / "mine.json").write_text(json.dumps(layout))
+    asked = dict(network=str(tmp_path / "mine.json"), **OWN)
+    assert describe_model(TrainingConfig(**asked))[0].config.down_block_types == layout["down_block_types"]
+    with pytest.raises(ValueError, match="blocks of other types .ResnetDownsampleBlock2D, ResnetUpsampleBlock2D."):
+        describe_model(TrainingConfig(**asked, **flags))
+
+
+def test_a_rows_size_is_the_runs():
+    """The size of a network's row is the run's where no other is given, as a file's is."""
+    run = TrainingConfig(network="images-64", dataset_name="my/images")
+    assert run.resolution == 64 and run.recipe == "images-64"
+    assert TrainingConfig(network="images-64", dataset_name="my/images", resolution=32).resolution == 32
 
 
 @pytest.mark.parametrize("size", [64, [64, 64]])

@@ -41,6 +41,32 @@ def test_the_first_line_says_what_was_understood(tmp_path):
     ]
 
 
+def test_class_folders_are_those_that_give_the_classes(tmp_path):
+    """Folders are counted where --class_conditional would find a class for each image; squares are not said to be
+    cropped, nor some of the images to be all."""
+    rooted = folder_of(tmp_path / "rooted", [(64, 64)] * 6)
+    Image.fromarray(noise(64, 64)).save(tmp_path / "rooted/0.png")
+    folder_of(tmp_path / "nested" / "all", [(64, 64)] * 6)
+    many = folder_of(tmp_path / "many", [(40 + number % 9,) * 2 for number in range(80)])
+    for place in (rooted, str(tmp_path / "nested")):
+        assert "class folders" not in said(place)[0]
+    assert "80 images, RGB, 32 x 32, scaled from 40..48 pixels (64 looked at); 3 class folders" in said(many)[0]
+
+
+def test_distances_are_taken_of_ones_own_images_where_they_are_asked_for(tmp_path):
+    """Recipes whose samplers take distances leave them out for other images than the recipe's, which is said."""
+    place = folder_of(tmp_path / "images", [(32, 32)] * 128)
+    asked = {"recipe": "cifar10-64", "max_train_steps": 10, "lr_warmup_steps": 0}
+    assert said(place, **asked)[1:] == [
+        "note: samplers save grids and take no distance (--feature_extractor inception, or a file)"
+    ]
+    assert len(said(place, **asked, samplers="none")) == 1
+    assert TrainingConfig(**asked, dataset_name=place).feature_extractor == "none"
+    for given in ({"feature_extractor": "inception"}, {"inception_weights": "weights.pt"}):
+        assert TrainingConfig(**asked, dataset_name=place, **given).feature_extractor == "inception"
+    assert TrainingConfig(recipe="cifar10-64").feature_extractor == "inception"
+
+
 def test_what_changes_or_does_not_fit_is_said(tmp_path):
     """Grey, transparent and small images, fewer than a batch, and more than 2,000 epochs have a line each."""
     grey = said(folder_of(tmp_path / "grey", [(20, 24)] * 5, "LA"), max_train_steps=800)
@@ -95,14 +121,22 @@ def test_a_dry_run_estimates_the_time(tmp_path, capsys):
 
 
 def test_the_pace_is_that_of_the_later_steps(monkeypatch):
-    """Slow first steps do not count: eight steps of a second each, and 100 to come, are 100 seconds."""
-    clock = iter([0.0, 8.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    pace = Pace()
-    texts = [pace.after_step(110 - step, int) for step in range(1, 13)]
-    assert [text for text in texts if text] == [texts[9]] and texts[9].startswith(
-        "about 100 seconds for the 100 steps"
-    )
+    """Slow first steps do not count, nor what is between steps: eight steps of a second each, and 100 to come, are 100
+    seconds. Where none are to come nothing is said."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def texts(steps: int) -> list[str | None]:
+        pace, said = Pace(), []
+        for step in range(1, steps + 1):
+            with pace.step(int):
+                now[0] += 30 if step < 3 else 1
+            now[0] += 50  # samples
+            said.append(pace.in_words(steps - step))
+        return said
+
+    assert texts(10) == [None] * 10
+    assert texts(110).pop(9).startswith("about 100 seconds for the 100 steps") and texts(110).count(None) == 109
 
 
 @pytest.mark.parametrize(

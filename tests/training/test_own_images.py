@@ -27,6 +27,24 @@ def draw(kind: str, side: int, rng: random.Random) -> Image.Image:
     return picture
 
 
+@pytest.mark.parametrize("resolution", [32, 64, 128])
+def test_each_small_network_trains_and_draws_its_grid(monkeypatch, tmp_path, resolution):
+    """What README's command trains at each size: a new network that predicts v, with a grid of its samples."""
+    for number in range(4):
+        file = tmp_path / "images" / f"{number}.png"
+        file.parent.mkdir(exist_ok=True)
+        draw(KINDS[number % 3], 140, random.Random(number)).save(file)
+    words = f"--dataset_name {tmp_path / 'images'} --output_dir {tmp_path / 'run'} --resolution {resolution}"
+    small = f"--max_train_steps 1 --batch_size 2 --samplers 2:0.0:1:4 --cache_dir {tmp_path / 'cache'}"
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words.split(), *small.split()])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    pipe = DDIMCustomPipeline.from_pretrained(tmp_path / "run")
+    assert pipe.unet.config.sample_size == resolution and pipe.scheduler.config.prediction_type == "v_prediction"
+    (grid,) = (tmp_path / "run" / "samples").glob("*.png")
+    assert Image.open(grid).width > 2 * resolution
+    assert pipe(num_inference_steps=1, output_type="pt").images.shape == (1, 3, resolution, resolution)
+
+
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     """A folder of folders, with images of many sizes and modes."""
@@ -47,7 +65,9 @@ def test_shapes_are_learnt_to_samples_that_a_classifier_tells_apart(shapes, tmp_
     words += ["--max_train_steps", 500, "--learning_rate", "3e-3", "--samplers", "none", "--logger", "none"]
     monkeypatch.setattr(sys, "argv", ["train.py", *map(str, words)])
     runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert "200 images, RGB, 8 x 8, centre-cropped from 24..100 pixels; 3 class folders" in capsys.readouterr().out
+    assert (
+        "200 images, RGB, 8 x 8, scaled from 24..100 pixels (64 looked at); 3 class folders" in capsys.readouterr().out
+    )
 
     images = load_images(str(shapes), resolution=SIDE, cache_dir=tmp_path / "cache")
     real = images[:].flatten(1).numpy() / 255

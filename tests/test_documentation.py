@@ -36,6 +36,7 @@ from PIL import Image
 from training_runs import ROOT, save_features, save_tiny_model
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, build_unet
+from ddim_hf.evaluation import Question
 from ddim_hf.reports.markdown import table
 from ddim_hf.training.peers import FLAGS_OF_DIFFUSERS
 from ddim_hf.training.recipe_table import recipe_table
@@ -176,6 +177,15 @@ def test_commands_fit_their_scripts(command):
             assert not unknown
         else:
             assert program in ("ruff", "source", "rm"), f"a program that no test knows: {command}"
+
+
+@pytest.mark.parametrize("command", [text for text in COMMANDS.values() if "examples/evaluate.py" in text])
+def test_evaluations_ask_for_nothing_in_vain(command):
+    """No documented evaluation, those included that are not run here, has a setting that its others make void."""
+    for _, script, *words in expand(command):
+        settings = vars(parser_of(script).parse_args(words))
+        del settings["beside"]
+        Question(**settings).check()
 
 
 class Sides(torch.nn.Module):

@@ -18,7 +18,16 @@ from .decoding import IMAGE_SUFFIXES, is_grey
 from .folders import ImageFiles, visible_files
 from .labels import in_order
 from .messages import refuse_options
-from .sources import Source, choose_split, digits, is_plain_folder, local_path, needs_datasets, open_source
+from .sources import (
+    Source,
+    choose_split,
+    digits,
+    is_plain_folder,
+    local_path,
+    needs_datasets,
+    open_source,
+    tell_where,
+)
 from .tables import (
     choose_image_column,
     class_names,
@@ -92,12 +101,13 @@ def describe_images(
         ValueError, FileNotFoundError, ImportError: as `load_images` does.
     """
     options = {"image_column": image_column, "config_name": config_name, "revision": revision}
+    path = local_path(name)
+    tell_where(name, path)
     if name == "digits":
         refuse_options(name, **options, label_column=label_column)
         images, names = digits(split)[0], in_order(map(str, range(10))) if labelled else ()
         described = _describe("the built-in set", name, split, len(images), map(Image.fromarray, images[:1]))
         return replace(described, label_names=names)
-    path = local_path(name)
     files = visible_files(name, path) if is_plain_folder(path) else []
     if is_saved_dataset(path) or is_plain_folder(path) and not needs_datasets(files):
         source, split = open_source(name, split, **options)

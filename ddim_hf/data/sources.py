@@ -9,7 +9,7 @@ import numpy as np
 from .decoding import IMAGE_SUFFIXES
 from .folders import ARCHIVE_SUFFIXES, open_folder, visible_files
 from .labels import Labels
-from .messages import ALLOWED, refuse_options
+from .messages import ALLOWED, refuse_options, tell
 from .tables import TABLE_SUFFIXES, find_image_column, is_saved_dataset, load_splits
 
 
@@ -50,6 +50,7 @@ def open_source(
         ImportError: the set needs a library that is not installed.
     """
     path = local_path(name)
+    tell_where(name, path)
     files = visible_files(name, path) if is_plain_folder(path) else []
     if path.exists():
         refuse_options(name, revision=revision)
@@ -75,6 +76,14 @@ def local_path(name: str) -> Path:
     if path.is_file() and path.suffix != ".parquet":
         raise ValueError(f"{name!r} is a file, and not a .parquet file: {ALLOWED}")
     return path
+
+
+def tell_where(name: str, path: Path):
+    """Warn where a name may have been meant for another set than the one that it stands for."""
+    if name == "digits" and path.is_dir():
+        tell("'digits' is the built-in set; the folder of that name is './digits'")
+    elif "/" not in name and name != "digits" and not path.exists():
+        tell(f"{name!r} is no folder or file here, and is asked for on the Hub")
 
 
 def is_on_hub(name: str) -> bool:

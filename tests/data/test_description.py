@@ -107,3 +107,13 @@ def test_samples_and_archives_are_described(tmp_path):
         archive.writestr("0.png", png(noise(9, 9)))
     description = describe_images(str(tmp_path / "zipped"))
     assert (description.num_images, description.modes, description.largest) == (None, ("RGB",), (9, 9))
+
+
+def test_a_name_that_may_mean_another_set_is_told(tmp_path, monkeypatch, no_network):
+    """A folder called digits beside the built-in set, and a name that is no folder here and so the Hub's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    with pytest.warns(UserWarning, match="'digits' is the built-in set; the folder of that name is './digits'"):
+        assert describe_images("digits").num_images == 1797
+    with pytest.warns(UserWarning, match="'my_pictures' is no folder or file here, and is asked for on the Hub"):
+        describe_images("my_pictures")

@@ -260,9 +260,9 @@ def test_make_celebahq_trains_the_published_recipe(tmp_path):
 def test_ending_cifar10_ends_its_training(tmp_path, model):
     """A signal to the program alone reaches the training, whose checkpoint is there when the program ends."""
     for split in ("train", "test"):
-        (tmp_path / split).mkdir()
-        Image.new("L", (8, 8)).save(tmp_path / split / "0.png")
-    words = ["--dataset_name", tmp_path, "--output_dir", tmp_path / "run", "--pretrained", model, "--resolution", 8]
+        (tmp_path / "images" / split).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "images" / split / "0.png")
+    words = ["--dataset_name", tmp_path / "images", "--output_dir", tmp_path / "run", "--pretrained", model, "--resolution", 8]
     words += ["--parts", "train", "--batch_size", 2, "--samplers", "none", "--logger", "none", "--logging_steps", 1]
     process = subprocess.Popen(list(map(str, [sys.executable, EXAMPLES / "reproduce.py", *words])))
     while not (tmp_path / "run/log.jsonl").exists():

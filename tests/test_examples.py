@@ -262,7 +262,16 @@ def test_ending_cifar10_ends_its_training(tmp_path, model):
     for split in ("train", "test"):
         (tmp_path / "images" / split).mkdir(parents=True)
         Image.new("L", (8, 8)).save(tmp_path / "images" / split / "0.png")
-    words = ["--dataset_name", tmp_path / "images", "--output_dir", tmp_path / "run", "--pretrained", model, "--resolution", 8]
+    words = [
+        "--dataset_name",
+        tmp_path / "images",
+        "--output_dir",
+        tmp_path / "run",
+        "--pretrained",
+        model,
+        "--resolution",
+        8,
+    ]
     words += ["--parts", "train", "--batch_size", 2, "--samplers", "none", "--logger", "none", "--logging_steps", 1]
     process = subprocess.Popen(list(map(str, [sys.executable, EXAMPLES / "reproduce.py", *words])))
     while not (tmp_path / "run/log.jsonl").exists():

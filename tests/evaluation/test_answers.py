@@ -46,7 +46,9 @@ def test_schedules_and_other_schedulers_are_measured_beside_plain_steps(files, t
     arguments = (str(tmp_path / "model"), "digits", tmp_path / "results.json")
     pipe.save_pretrained(tmp_path / "model")
     (before, _) = evaluate(*arguments, **settings)
-    with pytest.raises(ValueError, match="calibrated with num_inference_steps .*; allowed: steps and guidance that the model has"):
+    with pytest.raises(
+        ValueError, match="calibrated with num_inference_steps .*; allowed: steps and guidance that the model has"
+    ):
         evaluate(*arguments, **settings, calibrated=True)
     pipe.calibrate(3, num_images=4, teacher_steps=8)
     pipe.save_scheduler(tmp_path / "model")

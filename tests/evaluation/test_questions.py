@@ -5,8 +5,9 @@ from conftest import tiny_unet
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
 from ddim_hf.evaluation import evaluate
+from ddim_hf.evaluation.answers import _time_to_come
 from ddim_hf.evaluation.features import load_feature_extractor
-from ddim_hf.evaluation.questions import Question
+from ddim_hf.evaluation.questions import Cell, Question
 
 DISTANCES = dict(
     num_inference_steps=[10], eta=[0.5], variance=["sigma"], guidance_scale=[2.0], num_images=4, floor="test"
@@ -75,3 +76,11 @@ def test_asking_for_cells_changes_no_scheduler():
     question.num_inference_steps = (2000,)
     with pytest.raises(ValueError, match="2000; allowed: whole numbers from 1 to 1000"):
         question.cells(pipe)
+
+
+def test_a_guided_cell_is_estimated_at_two_passes_a_step():
+    """Of a cell without guidance that took 10 minutes, one of as many steps with guidance takes 20."""
+    plain, guided = (Cell("uniform", "sigma", 0.0, 20, "ddim_hf", scale) for scale in (1.0, 2.0))
+    taken = {"seconds": 600.0, "seconds_waiting": 0.0}
+    assert _time_to_come(taken, plain, [guided]) == "about 20 minutes for the 1 cell to come"
+    assert _time_to_come(taken, guided, [plain, guided]) == "about 15 minutes for the 2 cells to come"

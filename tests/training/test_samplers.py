@@ -246,3 +246,17 @@ def test_a_sampler_left_out_for_a_while_keeps_its_best(model, tmp_path):
     last = selection(model, tmp_path, samplers="2:0:1:4,3:0:1:4", **settings)
     last.load_state(between.state(), tmp_path)
     assert last.best == first.best
+
+
+def test_without_features_no_more_is_drawn_than_a_grid_shows(model, settings, tmp_path, monkeypatch):
+    """A sampler of 70 images draws the grid's 64 where no distance is taken of the others."""
+    drawn, states = [], Samplers._states
+
+    def count(self, pipeline, sampler, seeds):
+        drawn.extend(seeds)
+        return states(self, pipeline, sampler, seeds)
+
+    monkeypatch.setattr(Samplers, "_states", count)
+    plain = settings | {"feature_extractor": "none", "samplers": "1:0.0:100:70"}
+    train(config(model, tmp_path / "run", **plain, max_train_steps=1))
+    assert drawn == list(range(64))

@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .files import whole_file, write_text
-from .images import image_grid, pixels_to_pil, refuse_not_finite, states_to_pixels
+from .images import class_grid, image_grid, pixels_to_pil, refuse_not_finite, states_to_pixels
 from .pipeline_ddim_custom import DDIMCustomPipeline, check_whole_numbers
 from .processes import processes, wait_for_all
 from .reports.provenance import package_versions
@@ -164,7 +164,7 @@ def generate(
         max_batch_size: images through the network at once, written as a block (see this module's text); None takes
             `default_max_batch_size`.
         format: "png", one file an image, or "npy", uint8 [N, H, W, C] in shards of up to 64 MiB.
-        grid: also save the first so many images as samples.png.
+        grid: also save the first so many images as samples.png, in a row for each class if there are two of each.
         gif: also save how the first 16 images emerge, as denoising.gif.
         revision: recorded.
 
@@ -207,7 +207,8 @@ def generate(
         progress.update(all_there=True)
     if state.is_main_process:
         if grid:
-            _save_grid(images, min(grid, num_images), format, folder / "samples.png")
+            names = [pipe.id2label.get(label, "any") for label in labels or []]
+            _save_grid(images, min(grid, num_images), format, folder / "samples.png", names)
         if gif:
             _save_gif(sample, min(GIF_IMAGES, num_images), folder / "denoising.gif")
     wait_for_all()
@@ -391,8 +392,8 @@ def _images_in(name: str) -> int:
 # Pictures of them
 
 
-def _save_grid(images: Path, count: int, format: str, file: Path):
-    """The first `count` images in a grid."""
+def _save_grid(images: Path, count: int, format: str, file: Path, names: Sequence[str]):
+    """The first `count` images in a grid, with the names of the classes that they take in turn."""
     pictures = []
     if format == "png":
         for k in range(count):
@@ -402,7 +403,7 @@ def _save_grid(images: Path, count: int, format: str, file: Path):
         for shard in sorted(file for file in images.glob("*.npy") if _images_in(file.name)):
             pixels = np.load(shard, mmap_mode="r")[: count - len(pictures)]
             pictures += pixels_to_pil(torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2))
-    _save(file, image_grid(pictures).save)
+    _save(file, class_grid(pictures, names).save)
 
 
 def _save_gif(sample: Callable, count: int, file: Path):

@@ -175,6 +175,19 @@ def image_grid(images: Sequence[Image.Image], columns: int | None = None, side: 
     return make_image_grid(shown + [blank] * (rows * columns - len(shown)), rows=rows, cols=columns)
 
 
+def class_grid(images: Sequence[Image.Image], names: Sequence[str]) -> Image.Image:
+    """A grid of images of which number k shows class k % K of K: a row a class, its name on the left.
+
+    As `image_grid` has it where there are not two classes, or not two images of each.
+    """
+    classes = len(names)
+    if classes < 2 or len(images) < 2 * classes:
+        return image_grid(images)
+    columns, blank = -(-len(images) // classes), Image.new("RGB", images[0].size)
+    rows = [[*images[number::classes], blank][:columns] for number in range(classes)]
+    return label_rows(image_grid([image for row in rows for image in row], columns), names)
+
+
 def label_rows(grid: Image.Image, labels: Sequence[str]) -> Image.Image:
     """Put a text on the left of each row of a grid; the rows are of one height."""
     font, row = ImageFont.load_default(), grid.height / len(labels)

@@ -15,7 +15,7 @@ from ddim_hf.calibration import table
 from ddim_hf.command_line import run
 from ddim_hf.data import load_images
 from ddim_hf.evaluation.classes import load_classifier
-from ddim_hf.images import image_grid, states_to_images, states_to_pixels
+from ddim_hf.images import image_grid, label_rows, states_to_images, states_to_pixels
 from ddim_hf.training.log import plot_loss
 
 COLUMNS = 8  # samples of each digit
@@ -58,7 +58,7 @@ def main():
     pipe.save_scheduler(folder)
 
     # Show
-    image_grid(output.images, COLUMNS).save(folder / "samples.png")
+    label_rows(image_grid(output.images, COLUMNS), list(pipe.id2label.values())).save(folder / "samples.png")
     frames = [image_grid(states_to_images(x[::COLUMNS], "pil"), columns=5) for x in output.trajectory]
     export_to_gif(frames + frames[-1:] * 15, str(folder / "denoising.gif"), fps=15)
     plot_loss(folder, folder / "loss.png")

@@ -18,6 +18,7 @@ from PIL import Image
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
 from ddim_hf.generation import generate, load_pipeline, sample_numbers
+from ddim_hf.images import class_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {"num_images": 40, "num_inference_steps": 3, "eta": 0.5, "seed": 7}
@@ -299,6 +300,9 @@ def test_images_take_the_labels_in_turn(with_classes, tmp_path):
     completed = contents(tmp_path / "set")
     assert len(completed) == 7 and {name: completed[name] for name in made} == made
     generate(with_classes, tmp_path / "all", num_images=3, **GUIDED | {"class_labels": "all"})
+    generate(with_classes, tmp_path / "out", num_images=6, grid=6, **GUIDED)
+    grid = class_grid([Image.open(tmp_path / "out/images" / f"{k:06}.png") for k in range(6)], ["dog", "cat", "any"])
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out/samples.png")), np.asarray(grid))
     assert json.loads((tmp_path / "all" / "manifest.json").read_text())["class_labels"] == [0, 1, 2]
 
 

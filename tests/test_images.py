@@ -5,7 +5,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ddim_hf.images import images_to_states, pixels_to_pil, pixels_to_states, states_to_images, states_to_pixels
+from ddim_hf.images import (
+    class_grid,
+    image_grid,
+    images_to_states,
+    pixels_to_pil,
+    pixels_to_states,
+    states_to_images,
+    states_to_pixels,
+)
 
 SHAPE = (3, 4, 6)  # neither square nor of three rows, so that no axis passes for another
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), dtype=np.uint8)
@@ -162,3 +170,22 @@ def test_other_images_are_refused(images, input_type, message):
     with pytest.raises(ValueError, match=message) as raised:
         images_to_states(images, SHAPE, input_type)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("count, columns", [(4, 2), (5, 3), (7, 4)])
+def test_a_row_a_class_with_its_name(count, columns):
+    """Images that take two classes in turn stand in two rows, named on the left, the places that are left over black."""
+    images = [Image.new("RGB", (48, 48), (10 * number + 10,) * 3) for number in range(count)]
+    grid = np.asarray(class_grid(images, ["cat", "dog"]))
+    names, cells = grid[:, : -columns * 52], grid[:, -columns * 52 :]
+    assert names.shape[1] > 8 and names[:52].any() and names[52:].any() and (names[:52] != names[52:]).any()
+    shown = [cells[row * 52 + 26, column * 52 + 26, 0] for row in (0, 1) for column in range(columns)]
+    even, odd = ([10 * number + 10 for number in range(first, count, 2)] for first in (0, 1))
+    assert shown == even + [0] * (columns - len(even)) + odd + [0] * (columns - len(odd))
+
+
+def test_a_grid_without_rows_of_classes():
+    """One class, none, or fewer than two images of each: the plain grid, of every image."""
+    images = [Image.new("RGB", (48, 48), (number, 9, 9)) for number in range(5)]
+    for names in ([], ["cat"], ["a", "b", "c"]):
+        assert np.array_equal(np.asarray(class_grid(images, names)), np.asarray(image_grid(images)))

@@ -17,7 +17,7 @@ from ..evaluation.features import load_feature_extractor
 from ..evaluation.frechet import Statistics, frechet_distance
 from ..evaluation.references import reference_statistics
 from ..files import whole_file, whole_folder
-from ..images import image_grid, is_finite, pixels_to_pil, states_to_pixels
+from ..images import class_grid, is_finite, pixels_to_pil, states_to_pixels
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import gathered, on_main
 from .config import SamplerSettings, TrainingConfig
@@ -25,17 +25,6 @@ from .result import save_model
 from .stopping import Interrupted, StopRequest
 
 GRID_IMAGES = 64
-
-
-def in_rows(images: list[Any], classes: int) -> tuple[list[Any], int | None]:
-    """Images of which number k is of class k % classes, in rows of a class each, and how many columns that makes.
-
-    Where there are no classes, or a row would hold one image, they stay as they are, with None.
-    """
-    columns = len(images) // classes if classes else 0
-    if columns < 2:
-        return images, None
-    return [images[number + classes * place] for number in range(classes) for place in range(columns)], columns
 
 
 class Samplers:
@@ -120,7 +109,8 @@ class Samplers:
                 except Interrupted:
                     return
             whole = [image for part in gathered(grid) for image in part]  # in the order of the seeds
-            on_main(partial(self._save_grid, sampler, whole, step, classes=len(self.classes)))
+            names = [pipeline.id2label[number] for number in self.classes]
+            on_main(partial(self._save_grid, sampler, whole, step, names))
             # Done once all is written: a stop before this runs the sampler anew from the checkpoint.
             self.pending.pop(0)
             yield values
@@ -212,8 +202,8 @@ class Samplers:
         with whole_folder(self.folder / f"best-{sampler.name}") as beside:
             save_model(pipeline, beside)
 
-    def _save_grid(self, sampler: SamplerSettings, grid: list[np.ndarray], step: int, classes: int = 0):
-        picture = image_grid(*in_rows(pixels_to_pil(torch.from_numpy(np.stack(grid))), classes))
+    def _save_grid(self, sampler: SamplerSettings, grid: list[np.ndarray], step: int, names: list[str]):
+        picture = class_grid(pixels_to_pil(torch.from_numpy(np.stack(grid))), names)
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
         with whole_file(self.folder / "samples" / f"step-{step:07d}-{sampler.name}.png") as beside:
             picture.save(beside)

@@ -82,7 +82,7 @@ def tell_where(name: str, path: Path):
     """Warn where a name may have been meant for another set than the one that it stands for."""
     if name == "digits" and path.is_dir():
         tell("'digits' is the built-in set; the folder of that name is './digits'")
-    elif "/" not in name and name != "digits" and not path.exists():
+    elif name != "digits" and not path.exists() and ("/" not in name or path.parent.is_dir()):
         tell(f"{name!r} is no folder or file here, and is asked for on the Hub")
 
 

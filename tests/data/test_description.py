@@ -95,7 +95,8 @@ def test_a_set_on_the_hub_that_cannot_be_reached_is_of_unknown_size(monkeypatch)
     """Without network the description says so, at once, where loading would fail."""
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    description = describe_images("org/set", "test")
+    with pytest.warns(UserWarning, match="the Hub cannot be reached, and 'org/set' is no folder or file here"):
+        description = describe_images("org/set", "test")
     assert (description.num_images, description.channels, description.split) == (None, None, "test")
     assert str(description) == "an unknown number of images in the Hub's dataset 'org/set', split 'test'"
 
@@ -112,11 +113,14 @@ def test_samples_and_archives_are_described(tmp_path):
 
 
 def test_a_name_that_may_mean_another_set_is_told(tmp_path, monkeypatch, no_network):
-    """A folder called digits beside the built-in set, and a name that is no folder here and so the Hub's."""
+    """A folder called digits beside the built-in set, and names that are no folder here and so the Hub's, though they
+    may be misspelt: one without a slash, and one within a folder that is here."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()
     with pytest.warns(UserWarning, match="'digits' is the built-in set; the folder of that name is './digits'"):
         assert describe_images("digits").num_images == 1797
-    with pytest.warns(UserWarning, match="'my_pictures' is no folder or file here, and is asked for on the Hub"):
-        with suppress(FileNotFoundError):  # where a Hub answers
-            describe_images("my_pictures")
+    (tmp_path / "images").mkdir()
+    for name in ("my_pictures", "images/mine"):
+        with pytest.warns(UserWarning, match=f"'{name}' is no folder or file here, and is asked for on the Hub"):
+            with suppress(FileNotFoundError):  # where a Hub answers
+                describe_images(name)

@@ -218,9 +218,10 @@ def stock_samples(pipe: DDIMCustomPipeline, **sampling: Any) -> Callable[[int, l
 
 
 def other_samples(pipe: DDIMCustomPipeline, name: str, **sampling: Any) -> Callable[[int, list[int]], torch.Tensor]:
-    """With one of OTHER_SCHEDULERS, as `from_config` makes it, on the same network and seeds."""
+    """With one of OTHER_SCHEDULERS, as `from_config` makes it, on the same network, fast if it is, and seeds."""
     other = DDIMCustomPipeline(pipe.unet, pipe.scheduler, pipe.id2label or None)
     other.scheduler = OTHER_SCHEDULERS[name].from_config(_stock_scheduler(pipe).config)
+    other.fast_network = pipe.fast_network
     other.set_progress_bar_config(disable=True)
     return our_samples(other, **sampling)
 

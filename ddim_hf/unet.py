@@ -15,29 +15,43 @@ _NARROW = _SMALL | dict(norm_num_groups=4)
 _GREY = dict(in_channels=1, out_channels=1, norm_num_groups=8, **_DDPM)
 
 
-def _levels(channels: int, multiples: tuple[int, ...], layers: int, attention: int) -> dict[str, Any]:
+BLOCKS = {
+    "conv": ("DownBlock2D", "UpBlock2D"),
+    "resnet": ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"),
+}
+
+
+def _levels(
+    channels: int, multiples: tuple[int, ...], layers: int, attention: int, resample: str = "conv"
+) -> dict[str, Any]:
     """Blocks of a U-Net with `layers` ResNet blocks a level and self-attention at level `attention`, down and up."""
     return dict(
         layers_per_block=layers,
         block_out_channels=tuple(channels * multiple for multiple in multiples),
-        **block_types([level == attention for level in range(len(multiples))]),
+        **block_types([level == attention for level in range(len(multiples))], resample),
     )
 
 
-def block_types(attends: list[bool]) -> dict[str, tuple[str, ...]]:
-    """UNet2DModel's config keys for blocks with self-attention at the levels that say so, down and up."""
+def block_types(attends: list[bool], resample: str = "conv") -> dict[str, Any]:
+    """UNet2DModel's config keys for blocks with self-attention at the levels that say so, down and up.
+
+    Sizes change by a convolution, or by a ResNet block ("resnet"), past which the mean of 2 x 2 pixels is led as it is.
+    """
+    down, up = BLOCKS[resample]
     return dict(
-        down_block_types=tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attends),
-        up_block_types=tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attends)),
+        down_block_types=tuple("AttnDownBlock2D" if here else down for here in attends),
+        up_block_types=tuple("AttnUpBlock2D" if here else up for here in reversed(attends)),
+        downsample_type=resample,
+        upsample_type=resample,
     )
 
 
 # fmt: off
 UNET_CONFIGS: dict[str, dict[str, Any]] = {
     "digits":       dict(sample_size=8,   dropout=0.0, **_GREY, **_levels(32,  (1, 2),             1, 1)),
-    "images-32":    dict(sample_size=32,  dropout=0.0, **_SMALL, **_levels(16, (1, 2, 4, 8),       1, 2)),
-    "images-64":    dict(sample_size=64,  dropout=0.0, **_SMALL, **_levels(16, (1, 1, 2, 4, 8),    1, 3)),
-    "images-128":   dict(sample_size=128, dropout=0.0, **_NARROW, **_levels(8, (1, 2, 2, 4, 8, 16), 1, 4)),
+    "images-32":    dict(sample_size=32,  dropout=0.0, **_SMALL, **_levels(16, (1, 2, 4, 8),       1, 2, "resnet")),
+    "images-64":    dict(sample_size=64,  dropout=0.0, **_SMALL, **_levels(16, (1, 1, 2, 4, 8),    1, 3, "resnet")),
+    "images-128":   dict(sample_size=128, dropout=0.0, **_NARROW, **_levels(8, (1, 1, 2, 4, 8, 16), 1, 4, "resnet")),
     "cifar10-64":   dict(sample_size=32,  dropout=0.1, **_RGB,  **_levels(64,  (1, 2, 2, 2),       2, 1)),
     "cifar10-128":  dict(sample_size=32,  dropout=0.1, **_RGB,  **_levels(128, (1, 2, 2, 2),       2, 1)),
     "celebahq-256": dict(sample_size=256, dropout=0.0, **_RGB,  **_levels(128, (1, 1, 2, 2, 4, 4), 2, 4)),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 
-from ..unet import UNET_CONFIGS, block_types
+from ..unet import BLOCKS, UNET_CONFIGS, block_types
 from .classes import null_labels
 from .config import TrainingConfig, square_size
 
@@ -25,10 +25,8 @@ KEYS = {
         "a list of whole numbers from 1",
     ),
     "norm_num_groups": (_is_whole, "whole numbers from 1"),
+    "downsample_type": (lambda kind: kind in tuple(BLOCKS), " or ".join(map(json.dumps, BLOCKS))),
 }
-
-
-PLAIN_BLOCKS = {"DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"}  # which `block_types` gives
 
 
 def new_network(config: TrainingConfig) -> UNet2DModel:
@@ -72,7 +70,9 @@ def _changed(config: TrainingConfig, layout: dict[str, Any]) -> dict[str, Any]:
     if config.block_out_channels is not None:
         layout["block_out_channels"] = config.numbers("block_out_channels", least=1)
     levels = len(layout.get("block_out_channels", ())) or before
-    kinds = {*layout.get("down_block_types", ()), *layout.get("up_block_types", ())} - PLAIN_BLOCKS
+    resample = layout.get("downsample_type", "conv")
+    kinds = {*layout.get("down_block_types", ()), *layout.get("up_block_types", ())}
+    kinds -= {"AttnDownBlock2D", "AttnUpBlock2D", *BLOCKS.get(resample, ())}  # those that `block_types` gives
     if kinds and (config.attention_levels is not None or levels != before):
         raise ValueError(
             f"network {config.network} has blocks of other types ({', '.join(sorted(kinds))}), which other levels, or "
@@ -84,9 +84,9 @@ def _changed(config: TrainingConfig, layout: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"attention_levels is {config.attention_levels}; allowed: 0 to {levels - 1} by commas, or none"
             )
-        layout |= block_types([level in attention for level in range(levels)])
+        layout |= block_types([level in attention for level in range(levels)], resample)
     elif levels != before:  # attention where images are smallest
-        layout |= block_types([level == levels - 1 for level in range(levels)])
+        layout |= block_types([level == levels - 1 for level in range(levels)], resample)
     return layout
 
 

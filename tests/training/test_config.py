@@ -73,10 +73,10 @@ def test_ones_own_images_choose_their_recipe(resolution, recipe):
         TrainingConfig(recipe="images-64")
 
 
-def test_ones_own_images_are_trained_by_v():
-    """The small networks for one's own images predict v, unless told; a pretrained model keeps what it predicts."""
+def test_ones_own_images_are_trained_by_x0():
+    """The small networks for one's own images predict x_0, unless told; a pretrained model keeps what it predicts."""
     own = dict(dataset_name="my/images")
-    assert TrainingConfig(**own).prediction_type == "v_prediction"
+    assert TrainingConfig(**own).prediction_type == "sample"
     assert TrainingConfig(**own, prediction_type="epsilon").prediction_type == "epsilon"
     assert TrainingConfig(**own, pretrained="org/model").prediction_type is None
     assert TrainingConfig().prediction_type is None

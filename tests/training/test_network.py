@@ -37,9 +37,13 @@ def test_flags_change_the_network():
     assert attends == [False, True, False, True]
     assert ["Attn" in kind for kind in unet.config.up_block_types] == attends[::-1]
     unet, *_ = describe_model(TrainingConfig(block_out_channels="16,32", **OWN))
-    assert unet.config.down_block_types == ("DownBlock2D", "AttnDownBlock2D")
+    assert unet.config.down_block_types == ("ResnetDownsampleBlock2D", "AttnDownBlock2D")
+    assert unet.config.up_block_types == ("AttnUpBlock2D", "ResnetUpsampleBlock2D")
+    assert unet.config.downsample_type == unet.config.upsample_type == "resnet"
     unet, *_ = describe_model(TrainingConfig(attention_levels="none", **OWN))
-    assert unet.config.down_block_types == ("DownBlock2D",) * 4
+    assert unet.config.down_block_types == ("ResnetDownsampleBlock2D",) * 4
+    unet, *_ = describe_model(TrainingConfig(network="cifar10-64", attention_levels="none", **OWN))
+    assert unet.config.down_block_types == ("DownBlock2D",) * 4 and unet.config.downsample_type == "conv"
 
 
 WRONG = {
@@ -49,6 +53,7 @@ WRONG = {
     r"has block_out_channels \[32, \"64\"\]; allowed: a list of": ('{"block_out_channels": [32, "64"]}', {}),
     "has block_out_channels null; allowed: a list of": ('{"block_out_channels": null}', {}),
     "has norm_num_groups 0; allowed: whole numbers from 1": ('{"norm_num_groups": 0}', {}),
+    'has downsample_type .*mean.*; allowed: "conv" or "resnet"': ('{"downsample_type": ["mean"]}', {}),
     r"has sample_size \[64, 32\]; allowed: a whole number from 1, or two": ('{"sample_size": [64, 32]}', {}),
     "has colour, depth; allowed: config keys of UNet2DModel": ('{"colour": 1, "depth": 2}', {}),
     r"in_channels and out_channels \(4, 4\); allowed": ('{"in_channels": 4, "out_channels": 4}', {}),

@@ -29,7 +29,7 @@ def draw(kind: str, side: int, rng: random.Random) -> Image.Image:
 
 @pytest.mark.parametrize("resolution", [32, 64, 128])
 def test_each_small_network_trains_and_draws_its_grid(monkeypatch, tmp_path, resolution):
-    """What README's command trains at each size: a new network that predicts v, with a grid of its samples."""
+    """What README's command trains at each size: a new network that predicts x_0, with a grid of its samples."""
     for number in range(4):
         file = tmp_path / "images" / f"{number}.png"
         file.parent.mkdir(exist_ok=True)
@@ -39,7 +39,7 @@ def test_each_small_network_trains_and_draws_its_grid(monkeypatch, tmp_path, res
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words.split(), *small.split()])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     pipe = DDIMCustomPipeline.from_pretrained(tmp_path / "run")
-    assert pipe.unet.config.sample_size == resolution and pipe.scheduler.config.prediction_type == "v_prediction"
+    assert pipe.unet.config.sample_size == resolution and pipe.scheduler.config.prediction_type == "sample"
     (grid,) = (tmp_path / "run" / "samples").glob("*.png")
     assert Image.open(grid).width > 2 * resolution
     assert pipe(num_inference_steps=1, output_type="pt").images.shape == (1, 3, resolution, resolution)

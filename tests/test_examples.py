@@ -430,6 +430,18 @@ def test_the_processes_benchmark_says_what_it_takes(monkeypatch, capsys):
         assert "PART is one of: startup, growth, processes, training" in capsys.readouterr().out
 
 
+def test_the_processes_benchmark_trains_ours_and_stocks(monkeypatch, tmp_path):
+    """Both loops of the training benchmark take a step on the images that it writes."""
+    monkeypatch.syspath_prepend(str(EXAMPLES / "benchmarks"))
+    monkeypatch.setenv("DDIM_HF_CACHE", str(tmp_path / "cache"))
+    parts = runpy.run_path(str(EXAMPLES / "benchmarks/benchmark_processes.py"))
+    parts["write_images"](tmp_path)
+    step = parts["our_stepper"](str(tmp_path), "images-32", "no", False, 2)
+    step()
+    assert step.__self__.state.step == 1
+    parts["stock_stepper"](str(tmp_path), "images-32", "no", 2)()
+
+
 def test_a_flag_of_zero_is_handed_on():
     """reproduce.py hands every flag that is given to its scripts, one of value 0 too, and none that is not."""
     given = runpy.run_path(str(EXAMPLES / "reproduce.py"))["given"]

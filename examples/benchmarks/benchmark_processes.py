@@ -134,15 +134,16 @@ def measure_processes() -> list[dict]:
 
 
 def write_images(folder: Path):
-    """512 colour images of 32 pixels as PNGs, from the built-in digits."""
+    """512 colour images of 32 pixels as PNGs in folder/images, from the built-in digits."""
     from PIL import Image
 
     from ddim_hf.data import load_images
 
     images = load_images("digits", resolution=32, channels=3)
+    (folder / "images").mkdir()
     for number in range(IMAGES):
         pixels = images[[number]][0].permute(1, 2, 0).numpy()
-        Image.fromarray(pixels).save(folder / f"{number:04d}.png")
+        Image.fromarray(pixels).save(folder / "images" / f"{number:04d}.png")
 
 
 def stock_stepper(folder: str, network: str, precision: str, batch_size: int = BATCH_SIZE) -> Callable[[], None]:
@@ -162,7 +163,7 @@ def stock_stepper(folder: str, network: str, precision: str, batch_size: int = B
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
     steps = [transforms.Resize(32), transforms.CenterCrop(32), transforms.RandomHorizontalFlip()]
     change = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])
-    dataset = load_dataset("imagefolder", data_dir=folder, split="train")
+    dataset = load_dataset("imagefolder", data_dir=f"{folder}/images", split="train")
     dataset.set_transform(lambda rows: {"input": [change(image.convert("RGB")) for image in rows["image"]]})
     loader = torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=True)
     rate = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=10_000)
@@ -215,7 +216,8 @@ def our_stepper(
     """The step of examples/train.py, with `extra` settings of it."""
     from ddim_hf.training import TrainingConfig, TrainingRun
 
-    settings = {"recipe": "cifar10-64", "network": network, "dataset_name": folder, "output_dir": f"{folder}/run"}
+    settings = {"recipe": "cifar10-64", "network": network}
+    settings |= {"dataset_name": f"{folder}/images", "output_dir": f"{folder}/run"}
     settings |= {"batch_size": batch_size, "mixed_precision": precision, "compile": compile}
     settings |= {"samplers": "none", "validation_split": "none", "logger": "none"}
     return TrainingRun(TrainingConfig(**settings, **extra)).train_step
@@ -234,7 +236,7 @@ def rate_of_the_script(folder: str, network: str, precision: str, batch_size: in
     out, (steps, first) = Path(folder, "script"), SCRIPT_STEPS
     images = out / "images"
     images.mkdir(parents=True)
-    files = itertools.cycle(sorted(Path(folder).glob("*.png")))
+    files = itertools.cycle(sorted(Path(folder, "images").glob("*.png")))
     for number, file in enumerate(itertools.islice(files, steps * batch_size)):
         (images / f"{number:05d}.png").write_bytes(file.read_bytes())
     build_unet(network).save_config(out / "network")

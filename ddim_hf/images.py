@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 ARRAYS = ("np", "numpy", "np.array", None)  # what diffusers' own pipelines take for "np"
+LAST_LATIN, LONGEST_LABEL = 0x24F, 24
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by channels
 
 
@@ -176,7 +177,8 @@ def image_grid(images: Sequence[Image.Image], columns: int | None = None, side: 
 
 
 def class_grid(images: Sequence[Image.Image], names: Sequence[str]) -> Image.Image:
-    """A grid of images of which number k shows class k % K of K: a row a class, its name on the left.
+    """A grid of images of which number k shows class k % K of K: a row a class, its name on the left, or the row's
+    number where the font has not all its letters.
 
     As `image_grid` has it where there are not two classes, or not two images of each.
     """
@@ -185,7 +187,16 @@ def class_grid(images: Sequence[Image.Image], names: Sequence[str]) -> Image.Ima
         return image_grid(images)
     columns, blank = -(-len(images) // classes), Image.new("RGB", images[0].size)
     rows = [[*images[number::classes], blank][:columns] for number in range(classes)]
-    return label_rows(image_grid([image for row in rows for image in row], columns), names)
+    labels = [_label(name, number) for number, name in enumerate(names)]
+    return label_rows(image_grid([image for row in rows for image in row], columns), labels)
+
+
+def _label(name: str, number: int) -> str:
+    """A name in one line of few letters; the number where Pillow's own font, which is for Latin, would draw boxes."""
+    text = " ".join(name.split())
+    if not text or max(map(ord, text)) > LAST_LATIN:
+        return str(number)
+    return text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 3] + "..."
 
 
 def label_rows(grid: Image.Image, labels: Sequence[str]) -> Image.Image:

@@ -35,7 +35,8 @@ def _levels(
 def block_types(attends: list[bool], resample: str = "conv") -> dict[str, Any]:
     """UNet2DModel's config keys for blocks with self-attention at the levels that say so, down and up.
 
-    Sizes change by a convolution, or by a ResNet block ("resnet"), past which the mean of 2 x 2 pixels is led as it is.
+    Sizes change by a convolution, or by a ResNet block ("resnet"), past which the mean of 2 x 2 pixels goes down as it
+    is, and a pixel up as 2 x 2 of its kind.
     """
     down, up = BLOCKS[resample]
     return dict(

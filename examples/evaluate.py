@@ -66,7 +66,7 @@ def main():
     parser.add_argument("--reconstruction", type=several(int), default=[], metavar="S,S,...", help="on --data_splits")
     parser.add_argument("--data_splits", type=several(str), default=["train", "test"])
     parser.add_argument("--data_images", type=int, help="the first so many of each split (default: all)")
-    parser.add_argument("--fast", action="store_true", help="channels-last, compiled, bf16 where it is faster")
+    parser.add_argument("--fast", action="store_true", help="channels-last, compiled, bf16 where faster; not stock")
     settings = vars(parser.parse_args())
 
     beside, question = settings.pop("beside"), Question(**settings)

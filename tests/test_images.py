@@ -174,7 +174,7 @@ def test_other_images_are_refused(images, input_type, message):
 
 @pytest.mark.parametrize("count, columns", [(4, 2), (5, 3), (7, 4)])
 def test_a_row_a_class_with_its_name(count, columns):
-    """Images that take two classes in turn stand in two rows, named on the left, the places that are left over black."""
+    """Images that take two classes in turn stand in two rows, named on the left; places left over are black."""
     images = [Image.new("RGB", (48, 48), (10 * number + 10,) * 3) for number in range(count)]
     grid = np.asarray(class_grid(images, ["cat", "dog"]))
     names, cells = grid[:, : -columns * 52], grid[:, -columns * 52 :]
@@ -182,6 +182,14 @@ def test_a_row_a_class_with_its_name(count, columns):
     shown = [cells[row * 52 + 26, column * 52 + 26, 0] for row in (0, 1) for column in range(columns)]
     even, odd = ([10 * number + 10 for number in range(first, count, 2)] for first in (0, 1))
     assert shown == even + [0] * (columns - len(even)) + odd + [0] * (columns - len(odd))
+
+
+def test_any_name_labels_a_row():
+    """A long name is cut, several lines become one, and letters that the font lacks give way to a number."""
+    images = [Image.new("RGB", (48, 48))] * 4
+    for name, same in (("a\nb", "a b"), ("x" * 25, "x" * 21 + "..."), ("\u732b", "1"), (" ", "1")):
+        grid, wanted = (np.asarray(class_grid(images, ["cat", text])) for text in (name, same))
+        assert np.array_equal(grid, wanted)
 
 
 def test_a_grid_without_rows_of_classes():

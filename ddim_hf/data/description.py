@@ -165,7 +165,7 @@ def _describe_table(
         try:
             builder = datasets.load_dataset_builder(**arguments, cache_dir=scratch)
         except ConnectionError:
-            tell(f"the Hub cannot be reached, and {name!r} is no folder or file here: what it holds is not known")
+            tell(f"{name!r} is not here, and the Hub cannot be reached: what it holds is not known")
             return replace(_describe("the Hub's dataset", name, split, None, []), label_names=None if labelled else ())
         except Exception as error:  # of many libraries, as when it is loaded
             raise not_loaded(name, error) from error

@@ -95,7 +95,7 @@ class Question:
         loss, reconstruction: the denoising loss, and the reconstruction error in so many steps, on `data_splits`,
             the first `data_images` of each.
         revision: of a model on the Hub.
-        fast: sample with fast sampling.
+        fast: sample with fast sampling, all but stock.
         cache_dir, refresh_cache, max_cached_bytes: as in `load_images`; cache_dir keeps features of the reference too.
     """
 

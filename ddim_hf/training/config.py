@@ -37,8 +37,8 @@ _DIGITS = dict(
     feature_extractor="none",
     samplers="50:0.0:500:64",
 )
-# One's own images: a small network, and as many steps as the images call for. It predicts x_0, whose loss gives the noise
-# end, where the outlines are decided, the most weight, and asks of no narrow layer to lead noise through.
+# One's own images: a small network, and as many steps as the images call for. It predicts x_0, whose loss gives the
+# noise end, where the outlines are decided, the most weight, and does not need narrow layers to carry the noise.
 _IMAGES = dict(
     random_flip=False,
     prediction_type="sample",
@@ -169,7 +169,8 @@ class TrainingConfig:
     beta_schedule: str | None = setting("linear, scaled_linear or squaredcos_cap_v2; the pretrained model's or linear")
     snr_gamma: float | None = setting("weight the loss by min-SNR with this gamma (5 is usual)")
     loss_weighting: str | None = setting(
-        "weight the noise end more: p2 (1 - alpha; Choi et al. 2022), v (1 / alpha; Salimans and Ho 2022) or eps+v/10"
+        "weight the loss of eps more at the noise end: p2 (1 - alpha; Choi et al. 2022), v (1 / alpha; Salimans and "
+        "Ho 2022) or eps+v/10; that of x_0, as of images-32, -64 and -128, has more weight there than by any of these"
     )
     compile: str = setting(  # and from Python a bool
         "compile the network: true, false, or auto, if a trial at the start finds it faster", False, **SWITCH

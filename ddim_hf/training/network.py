@@ -25,7 +25,10 @@ KEYS = {
         "a list of whole numbers from 1",
     ),
     "norm_num_groups": (_is_whole, "whole numbers from 1"),
-    "downsample_type": (lambda kind: kind in tuple(BLOCKS), " or ".join(map(json.dumps, BLOCKS))),
+    **dict.fromkeys(
+        ("downsample_type", "upsample_type"),
+        (lambda kind: kind in (None, *BLOCKS), ", ".join(map(json.dumps, [*BLOCKS, None]))),
+    ),
 }
 
 
@@ -70,14 +73,9 @@ def _changed(config: TrainingConfig, layout: dict[str, Any]) -> dict[str, Any]:
     if config.block_out_channels is not None:
         layout["block_out_channels"] = config.numbers("block_out_channels", least=1)
     levels = len(layout.get("block_out_channels", ())) or before
-    resample = layout.get("downsample_type", "conv")
-    kinds = {*layout.get("down_block_types", ()), *layout.get("up_block_types", ())}
-    kinds -= {"AttnDownBlock2D", "AttnUpBlock2D", *BLOCKS.get(resample, ())}  # those that `block_types` gives
-    if kinds and (config.attention_levels is not None or levels != before):
-        raise ValueError(
-            f"network {config.network} has blocks of other types ({', '.join(sorted(kinds))}), which other levels, or "
-            "attention_levels, would replace; allowed: change the file"
-        )
+    resample = layout.get("downsample_type") or "conv"
+    if config.attention_levels is not None or levels != before:
+        _refuse_other_blocks(config, layout, resample)
     if config.attention_levels is not None:
         attention = config.numbers("attention_levels", least=0)
         if max(attention, default=0) >= levels:
@@ -88,6 +86,20 @@ def _changed(config: TrainingConfig, layout: dict[str, Any]) -> dict[str, Any]:
     elif levels != before:  # attention where images are smallest
         layout |= block_types([level == levels - 1 for level in range(levels)], resample)
     return layout
+
+
+def _refuse_other_blocks(config: TrainingConfig, layout: dict[str, Any], resample: str):
+    """Raise ValueError for blocks that `block_types` does not give, as it would replace them."""
+    defaults = inspect.signature(UNet2DModel).parameters
+    kinds = {kind for key in ("down_block_types", "up_block_types") for kind in layout.get(key, defaults[key].default)}
+    kinds -= {"AttnDownBlock2D", "AttnUpBlock2D", *BLOCKS[resample]}
+    up = layout.get("upsample_type") or "conv"
+    if kinds or up != resample:
+        found = f"blocks of other types ({', '.join(sorted(kinds))})" if kinds else f"upsample_type {up}"
+        raise ValueError(
+            f"network {config.network} has {found} beside downsample_type {resample}, which other levels, or "
+            "attention_levels, would replace; allowed: change the file"
+        )
 
 
 def _check(config: TrainingConfig, layout: dict[str, Any]):

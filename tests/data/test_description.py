@@ -95,7 +95,7 @@ def test_a_set_on_the_hub_that_cannot_be_reached_is_of_unknown_size(monkeypatch)
     """Without network the description says so, at once, where loading would fail."""
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.warns(UserWarning, match="the Hub cannot be reached, and 'org/set' is no folder or file here"):
+    with pytest.warns(UserWarning, match="'org/set' is not here, and the Hub cannot be reached"):
         description = describe_images("org/set", "test")
     assert (description.num_images, description.channels, description.split) == (None, None, "test")
     assert str(description) == "an unknown number of images in the Hub's dataset 'org/set', split 'test'"

@@ -17,23 +17,27 @@ from training_runs import until
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
 from ddim_hf.evaluation import evaluate
+from ddim_hf.fast_sampling import FastNetwork
 from ddim_hf.hub import is_model
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = {"num_inference_steps": [2, 4], "eta": [0.0, 1.0], "variance": ["sigma", "sigma_hat"], "num_images": 32}
 
 
-def test_fast_sampling_is_recorded_of_all_but_stock(files, tmp_path):
+def test_fast_sampling_is_recorded_of_all_but_stock(files, tmp_path, monkeypatch):
     """With --fast, stock still runs the plain network: its row says so and has the figure that it has without. Other
     schedulers run the fast one, to figures that are theirs but for rounding."""
     settings = {"num_inference_steps": [2], "num_images": 4, "feature_extractor": files / "features.pt"}
     settings |= {"cache_dir": tmp_path, "also": ["stock", "unipc"], "max_batch_size": 4}
+    passes, own = [], FastNetwork.__call__
+    monkeypatch.setattr(FastNetwork, "__call__", lambda *inputs: passes.append(len(inputs[1])) or own(*inputs))
     plain, rows = (
         evaluate(str(files / "tiny"), "digits", tmp_path / f"{fast}.json", **settings, fast=fast)
         for fast in (False, True)
     )
     networks = {row["implementation"]: row["network"] for row in rows}
     assert networks["stock"] == "float32" and networks["ddim_hf"].startswith("fast sampling")
+    assert passes == [4] * (2 + 2)  # two steps of ours and two of unipc
     assert networks["unipc"] == networks["ddim_hf"] and rows[2]["value"] == pytest.approx(plain[2]["value"], rel=0.02)
     assert rows[1]["value"] == plain[1]["value"] and rows[1]["implementation"] == "stock"
 

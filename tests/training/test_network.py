@@ -53,7 +53,7 @@ WRONG = {
     r"has block_out_channels \[32, \"64\"\]; allowed: a list of": ('{"block_out_channels": [32, "64"]}', {}),
     "has block_out_channels null; allowed: a list of": ('{"block_out_channels": null}', {}),
     "has norm_num_groups 0; allowed: whole numbers from 1": ('{"norm_num_groups": 0}', {}),
-    'has downsample_type .*mean.*; allowed: "conv" or "resnet"': ('{"downsample_type": ["mean"]}', {}),
+    'has downsample_type .*mean.*; allowed: "conv", "resnet", null': ('{"downsample_type": ["mean"]}', {}),
     r"has sample_size \[64, 32\]; allowed: a whole number from 1, or two": ('{"sample_size": [64, 32]}', {}),
     "has colour, depth; allowed: config keys of UNet2DModel": ('{"colour": 1, "depth": 2}', {}),
     r"in_channels and out_channels \(4, 4\); allowed": ('{"in_channels": 4, "out_channels": 4}', {}),
@@ -95,6 +95,20 @@ def test_blocks_of_other_types_are_not_replaced(tmp_path, flags):
     assert describe_model(TrainingConfig(**asked))[0].config.down_block_types == layout["down_block_types"]
     with pytest.raises(ValueError, match="blocks of other types .ResnetDownsampleBlock2D, ResnetUpsampleBlock2D."):
         describe_model(TrainingConfig(**asked, **flags))
+    plain = {"block_out_channels": [16, 32, 32], "norm_num_groups": 8}
+    plain |= {f"{way}_block_types": [f"{way.title()}Block2D"] * 3 for way in ("down", "up")}
+    for layout, said in (
+        (plain | {"upsample_type": "resnet"}, "upsample_type resnet beside downsample_type conv"),
+        ({"downsample_type": "resnet", "upsample_type": "resnet", "norm_num_groups": 8}, "DownBlock2D, UpBlock2D"),
+        (plain | {"downsample_type": None}, None),
+    ):
+        (tmp_path / "mine.json").write_text(json.dumps(layout))
+        describe_model(TrainingConfig(**asked))
+        if said is None:
+            assert describe_model(TrainingConfig(**asked, **flags))[0].config.downsample_type == "conv"
+            continue
+        with pytest.raises(ValueError, match=said):
+            describe_model(TrainingConfig(**asked, **flags))
 
 
 def test_a_rows_size_is_the_runs():

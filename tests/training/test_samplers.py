@@ -229,7 +229,7 @@ def test_a_stop_interrupts_a_sampler_and_a_resumed_run_makes_up_for_it(
 def test_grids_of_few_images_are_whole(model, tmp_path):
     """A grid of a number of images that fills no square shows them all, and leaves the last places black."""
     chosen = selection(model, tmp_path, samplers="1:0.0:1:7", feature_extractor="none")
-    chosen._save_grid(chosen.settings[0], [torch.full((1, 8, 8), 255, dtype=torch.uint8)] * 7, 3)
+    chosen._save_grid(chosen.settings[0], [torch.full((1, 8, 8), 255, dtype=torch.uint8)] * 7, 3, names=[])
     grid = np.asarray(Image.open(tmp_path / "samples" / "step-0000003-1-0.png"))[26::52, 26::52, 0]
     assert grid.flatten().tolist() == [255] * 7 + [0] * 2
 

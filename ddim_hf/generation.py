@@ -194,7 +194,8 @@ def generate(
     files = {"num_images": num_images, "format": format}
     shown = {"class_labels": labels, "guidance": _describe(guidance), "calibrated": schedule}
     _start_folder(folder, _manifest(pipe, revision) | settings | shown | files)
-    settings |= {"calibrated": schedule is not None, **condition}
+    # The schedule of all the classes, whichever of them a block holds.
+    settings |= {"calibrated": False if schedule is None else schedule, **condition}
 
     state = processes()
     sample = partial(_finite_samples, pipe, output_type="latent", **settings)

@@ -101,7 +101,8 @@ def _class_id(label: Any, id2label: dict[int, str]) -> int:
     if isinstance(label, bool) or not 0 <= number <= null:
         shown = [name if name == str(key) else f"{name} ({key})" for key, name in list(id2label.items())[:SHOWN]]
         more = [f"{null - SHOWN} more"] if null > SHOWN else []
-        raise ValueError(f"class_labels has {label!r}; allowed: {', '.join(shown + more)}, or None, the null class")
+        every = f"{', '.join(shown + more)}, or {null} or None, the null class"
+        raise ValueError(f"class_labels has {label!r}; allowed: {every}")
     return number
 
 

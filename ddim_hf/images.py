@@ -187,11 +187,11 @@ def class_grid(images: Sequence[Image.Image], names: Sequence[str]) -> Image.Ima
         return image_grid(images)
     columns, blank = -(-len(images) // classes), Image.new("RGB", images[0].size)
     rows = [[*images[number::classes], blank][:columns] for number in range(classes)]
-    labels = [_label(name, number) for number, name in enumerate(names)]
+    labels = [row_label(name, number) for number, name in enumerate(names)]
     return label_rows(image_grid([image for row in rows for image in row], columns), labels)
 
 
-def _label(name: str, number: int) -> str:
+def row_label(name: str, number: int) -> str:
     """A name in one line of few letters; the number where Pillow's own font, which is for Latin, would draw boxes."""
     text = " ".join(name.split())
     if not text or max(map(ord, text)) > LAST_LATIN:

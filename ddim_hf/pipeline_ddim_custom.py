@@ -140,7 +140,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
         guide: "DDIMCustomPipeline | UNet2DModel | None" = None,
         max_batch_size: int | None = None,
         clip_sample: bool | None = None,
-        calibrated: bool | None = None,
+        calibrated: bool | dict[str, Any] | None = None,
         callback_on_step_end: Callable[..., dict | None] | None = None,
         return_trajectory: bool = False,
     ) -> DDIMPipelineOutput | tuple:
@@ -173,9 +173,10 @@ class DDIMCustomPipeline(DiffusionPipeline):
             clip_sample: override the scheduler's clipping of x_0 in this call (False turns thresholding off too);
                 decode the latents of `invert` with False.
             calibrated: by default the schedule that `calibrate` has fitted is used, where there is one for
-                num_inference_steps, these classes and this guidance, eta is 0, and neither timesteps nor clipping
-                other than the scheduler's is asked for. False takes plain steps; True raises where there is no
-                schedule.
+                num_inference_steps, these classes and this guidance, eta is 0, and neither timesteps, clip_sample nor
+                use_clipped_model_output is given. Of several it is that of the fewest classes, so which classes are in
+                a call counts. False takes plain steps; True raises where there is no schedule; what
+                `calibrated_schedule` returned for more classes is taken for these too.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": ..., "pred_original_sample": ...})
                 after each step; a dict that it returns may replace "latents".
             return_trajectory: return all states, predictions of x_0 and timesteps too.
@@ -245,11 +246,12 @@ class DDIMCustomPipeline(DiffusionPipeline):
                 images.append(states_to_images(x, output_type, range(chunk.start, chunk.stop)))
         self.maybe_free_model_hooks()
 
-        output = DDIMPipelineOutput(images=_join(images), calibrated=fitted is not None)
+        states = {}  # given at once, as the output's keys are those of what it is made with
         if return_trajectory:
-            output.trajectory = [torch.cat(parts) for parts in trajectory]
-            output.pred_original_samples = [torch.cat(parts) for parts in predictions]
-            output.timesteps = timesteps_visited
+            states["trajectory"] = [torch.cat(parts) for parts in trajectory]
+            states["pred_original_samples"] = [torch.cat(parts) for parts in predictions]
+            states["timesteps"] = timesteps_visited
+        output = DDIMPipelineOutput(images=_join(images), calibrated=fitted is not None, **states)
         return output if return_dict else output.to_tuple()
 
     @property
@@ -763,16 +765,23 @@ class DDIMCustomPipeline(DiffusionPipeline):
         guidance_scale: float = 1.0,
         guidance_interval: Sequence[float] | None = None,
         guide: "DDIMCustomPipeline | UNet2DModel | None" = None,
-        calibrated: bool | None = None,
+        calibrated: bool | dict[str, Any] | None = None,
     ) -> dict[str, Any] | None:
         """Return the fitted timesteps and weights that a call with these arguments samples by; None for plain steps.
 
         A schedule that was fitted to other weights than the network has is not used, with a warning. Raises ValueError
-        where `calibrated` is True and there is none.
+        where `calibrated` is True and there is none, or a schedule of other steps or beside other settings.
         """
         found, config = None, self.scheduler.config
-        own_clipping = clip_sample is None or (clip_sample == config.get("clip_sample") and not config.thresholding)
-        other = timesteps is not None or eta > 0 or use_clipped_model_output or not own_clipping
+        other = timesteps is not None or eta > 0 or use_clipped_model_output or clip_sample is not None
+        if isinstance(calibrated, dict):
+            fits = not other and len(calibrated["timesteps"]) == num_inference_steps and guide is None
+            if not fits or not isinstance(self.scheduler, DDIMSchedulerCustom):
+                raise ValueError(
+                    f"calibrated is a schedule of {len(calibrated['timesteps'])} steps with num_inference_steps "
+                    f"{num_inference_steps}; allowed: one of so many, at eta 0 with nothing else set"
+                )
+            return calibrated
         if calibrated is not False and not other and isinstance(self.scheduler, DDIMSchedulerCustom):
             condition = self._condition(
                 count_images(1, class_labels), class_labels, guidance_scale, guidance_interval, guide
@@ -930,8 +939,7 @@ def _write_stock_names(folder: Path):
     index = json.loads(index_file.read_text())
     index.update(_class_name="DDIMPipeline", unet=["diffusers", "UNet2DModel"])
     config = json.loads(scheduler_file.read_text())
-    if config["_class_name"] == "DDIMSchedulerCustom":  # another one, swapped in, has its stock name already
-        index["scheduler"] = ["diffusers", "DDIMScheduler"]
+    if config["_class_name"] == "DDIMSchedulerCustom":  # another one, swapped in, is of stock already
         defaults = inspect.signature(DDIMSchedulerCustom.__init__).parameters
         config = {key: value for key, value in config.items() if key not in OUR_KEYS or value != defaults[key].default}
         config["_class_name"] = "DDIMScheduler"
@@ -940,6 +948,7 @@ def _write_stock_names(folder: Path):
             r"\[[^][{}]*]", lambda numbers: " ".join(numbers[0].split()), text
         )  # lists of numbers in one line
         write_text(scheduler_file, text + "\n")
+    index["scheduler"] = ["diffusers", config["_class_name"]]
     write_text(index_file, json.dumps(index, indent=2) + "\n")
 
 

@@ -120,7 +120,7 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
         self.alphas = 1.0 - self.betas
         self._take_alphas(torch.cumprod(self.alphas, dim=0))
         if len(self) != num_train_timesteps:
-            self.change_config(num_train_timesteps=len(self))
+            self._register(num_train_timesteps=len(self))
         self.init_noise_sigma = 1.0
         self.num_inference_steps = None
         self.timesteps = torch.arange(len(self) - 1, -1, -1)
@@ -236,7 +236,7 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
             self.betas = betas_of(alphas_cumprod)
             self.alphas = 1.0 - self.betas
             betas = self.betas.tolist()
-            self.change_config(num_train_timesteps=len(betas), trained_betas=betas, rescale_betas_zero_snr=False)
+            self._register(num_train_timesteps=len(betas), trained_betas=betas, rescale_betas_zero_snr=False)
 
     def _take_alphas(self, alphas_cumprod: torch.Tensor):
         self._alphas_cumprod, self._alphas_version = alphas_cumprod, _version(alphas_cumprod)
@@ -251,7 +251,23 @@ class DDIMSchedulerCustom(SchedulerMixin, ConfigMixin):
             self.alphas_cumprod = alphas_cumprod
 
     def change_config(self, **changes: Any):
-        """Give config keys other values, which copies and saved folders have too."""
+        """Give config keys other values, which copies and saved folders have too.
+
+        With a key of the betas, or set_alpha_to_one, the noise schedule is made anew; timesteps have to be set again.
+
+        Raises:
+            ValueError: an unknown key, or a value that the constructor would refuse.
+        """
+        keys = inspect.signature(DDIMSchedulerCustom.__init__).parameters.keys() - {"self"}
+        if unknown := sorted(changes.keys() - keys):
+            raise ValueError(f"the config has no {', '.join(unknown)}; allowed: {', '.join(sorted(keys))}")
+        changed = type(self)(**{key: value for key, value in self.config.items() if key in keys} | changes)
+        if changes.keys() & {*BETA_KEYS, "set_alpha_to_one"}:
+            changes["num_train_timesteps"] = len(changed)
+            vars(self).update({key: value for key, value in vars(changed).items() if key != "_internal_dict"})
+        self._register(**changes)
+
+    def _register(self, **changes: Any):
         # from_config passes over the keys that the config lists as defaults.
         defaults = [key for key in self.config.get("_use_default_values", []) if key not in changes]
         self.register_to_config(**changes, _use_default_values=defaults)

@@ -19,7 +19,7 @@ def main():
     parser.add_argument("--num_images", type=int, default=128, help="noises: half to fit, half to measure")
     parser.add_argument("--teacher_steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="noise k is drawn from seed + k")
-    add_class_flags(parser, "those that the schedules are for, or all; none is the null class", guide=False)
+    add_class_flags(parser, "those that the schedules are for, or all (default: the null class)", guide=False)
     parser.add_argument(
         "--max_batch_size", type=int, default=64, help="images through the network at once, if below 16"
     )

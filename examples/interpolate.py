@@ -18,13 +18,21 @@ from PIL import Image
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import CLASS_FLAGS, add_class_flags, run, take_classes
 from ddim_hf.data.decoding import decode
+from ddim_hf.data.messages import reason
 from ddim_hf.files import whole_file, write_text
-from ddim_hf.images import image_grid, label_rows, pixels_to_pil, square_size
+from ddim_hf.images import image_grid, label_rows, pixels_to_pil, row_label, square_size
 
 
 def read_image(path: str, channels: int, resolution: int) -> Image.Image:
     """An image file of any size, mode and depth, as training would see it."""
-    return pixels_to_pil(torch.from_numpy(decode(Path(path).read_bytes(), channels, resolution).copy())[None])[0]
+    encoded = Path(path).read_bytes()
+    try:
+        pixels = decode(encoded, channels, resolution)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on torn data
+        raise ValueError(f"{path} cannot be read ({reason(error)}); allowed: an image file") from error
+    return pixels_to_pil(torch.from_numpy(pixels.copy())[None])[0]
 
 
 def rms_between_neighbours(images: list[Image.Image], columns: int) -> dict[str, list[list[float]]]:
@@ -66,7 +74,8 @@ def main():
     ).images
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    ends = [Path(path).name for path in args.images] if args.images else [f"seed {seed}" for seed in corners]
+    names = [Path(path).name for path in args.images] if args.images else [f"seed {seed}" for seed in corners]
+    ends = [row_label(name, number) for number, name in enumerate(names)]
     rows = [f"{left} to {right}" for left, right in zip(ends[::2], ends[1::2], strict=True)]
     labels = rows if len(rows) == 1 else [rows[0], *[""] * (args.num_images - 2), rows[1]]
     with whole_file(args.output_dir / "interpolate.png") as file:

@@ -35,7 +35,7 @@ def main():
     add_data_flags(parser)
     parser.add_argument("--num_images", type=int, default=16)
     parser.add_argument("--num_inference_steps", type=int, nargs="+", default=[10, 20, 50, 100])
-    add_class_flags(parser, "names or numbers, which the images take in turn, or all; none is the null class")
+    add_class_flags(parser, "names or numbers, which the images take in turn, or all (default: the null class)")
     parser.add_argument("--max_batch_size", type=int, default=64)
     args = parser.parse_args()
     if args.num_images < 1:

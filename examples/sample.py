@@ -28,7 +28,7 @@ def main():
         help="DDIM's own (default: by a schedule fitted to the model, where it has one for these steps, at eta 0)",
     )
     parser.add_argument("--seed", type=int, default=0, help="image k is made from seed + k")
-    add_class_flags(parser, "names or numbers, which the images take in turn, or all; none is the null class")
+    add_class_flags(parser, "names or numbers, which the images take in turn, or all (default: the null class)")
     parser.add_argument("--max_batch_size", type=int, help="images through the network at once; part of the settings")
     parser.add_argument("--format", choices=["png", "npy"], default="png")
     parser.add_argument(

@@ -30,7 +30,7 @@ def main():
     parser.add_argument("--num_inference_steps", type=int, default=50)
     parser.add_argument("--eta", type=float, default=0.0, help="0 is DDIM, 1 is DDPM")
     parser.add_argument("--seed", type=int, default=0, help="of the first sample")
-    add_class_flags(parser, "names or numbers, which the samples take in turn, or all; none is the null class")
+    add_class_flags(parser, "names or numbers, which the samples take in turn, or all (default: the null class)")
     parser.add_argument("--columns", type=int, default=12, help="moments shown in the PNG")
     args = parser.parse_args()
     if args.columns < 1:

@@ -103,6 +103,15 @@ def test_every_method_works_with_a_listed_scheduler(pipe, name, tmp_path):
     assert type(DiffusionPipeline.from_pretrained(tmp_path)) is DDIMPipeline
 
 
+def test_a_saved_scheduler_is_named_by_its_class(pipe, tmp_path):
+    """save_scheduler, into the folder of a model that had ours, leaves a folder that loads with the same betas."""
+    pipe.save_pretrained(tmp_path)
+    pipe.scheduler = diffusers.DDPMScheduler(beta_schedule="sigmoid")  # which DDIMScheduler does not know
+    pipe.save_scheduler(tmp_path)
+    loaded = DDIMCustomPipeline.from_pretrained(tmp_path).scheduler
+    assert torch.allclose(loaded.alphas_cumprod, pipe.scheduler.alphas_cumprod, rtol=1e-4)
+
+
 def test_noise_of_a_scheduler_without_generator_is_seeded(pipe):
     """DPMSolverSDEScheduler, whose step takes no generator, gives the image of a seed or of a generator again."""
     pipe.scheduler = assigned("DPMSolverSDEScheduler")

@@ -109,6 +109,15 @@ def test_interpolate_takes_images(monkeypatch, tmp_path, model):
     assert abs(shown[26, 26].mean() - 40) <= 2 and abs(shown[26, 52 * 2 + 26].mean() - 130) <= 2
 
 
+def test_interpolate_names_a_file_that_is_no_image(monkeypatch, tmp_path, model, capsys):
+    """Of two files, the message says which cannot be read."""
+    Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "1.png").write_text("no image")
+    ends = ["--images", tmp_path / "0.png", tmp_path / "1.png"]
+    assert run(monkeypatch, "interpolate.py", model, tmp_path / "out", *ends) == 2
+    assert "1.png cannot be read (" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_trajectory(monkeypatch, tmp_path, model):
     """trajectory.py shows states above predictions, moves through them in a GIF, and ends where it leads."""
     words = ["--num_images", 2, "--num_inference_steps", 5, "--columns", 3]

@@ -79,7 +79,7 @@ def test_unknown_labels_raise_with_the_allowed_ones(pipe, label):
     """A label that is none raises ValueError in one line that names the classes."""
     with pytest.raises(ValueError) as caught:
         pipe.class_ids([0, label], 2)
-    one_line(caught, repr(label), "allowed: cat (0), dog (1), 3 (2), or None, the null class")
+    one_line(caught, repr(label), "allowed: cat (0), dog (1), 3 (2), or 3 or None, the null class")
 
 
 def test_other_numbers_of_labels_raise(pipe):

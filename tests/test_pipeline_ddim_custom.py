@@ -221,6 +221,9 @@ def test_trajectory_has_every_state(pipe, chunk):
     latents = torch.randn(3, 3, 8, 8, generator=seeded())
     run = dict(latents=latents, num_inference_steps=4, max_batch_size=chunk, output_type="latent")
     output = pipe(3, return_trajectory=True, **run)
+    in_a_tuple = pipe(3, return_trajectory=True, return_dict=False, **run)
+    assert [len(part) for part in in_a_tuple] == [len(part) for part in output.to_tuple()] == [3, 5, 4, 4]
+    assert output["trajectory"] is output.trajectory
     assert len(output.trajectory) == 5 and len(output.pred_original_samples) == 4
     assert output.timesteps == [750, 500, 250, 0]
     assert all(state.shape == latents.shape for state in output.trajectory + output.pred_original_samples)

@@ -407,6 +407,48 @@ def test_a_patched_schedule_is_followed(how, final, used_before, tmp_path):
         assert error(copy.alphas_cumprod, stock.alphas_cumprod) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+        {"set_alpha_to_one": False},
+        {"beta_end": 0.01, "beta_schedule": "scaled_linear"},
+        {"num_train_timesteps": 500},
+        {"trained_betas": [0.1, 0.2, 0.3]},
+    ],
+    ids=str,
+)
+def test_a_changed_config_is_followed(changes, tmp_path):
+    """A scheduler whose config was changed steps as the one that is loaded from what it saves."""
+    scheduler, x, output = DDIMSchedulerCustom(clip_sample=False), draw(2, 1, 2, 2), draw(2, 1, 2, 2, seed=1)
+    scheduler.change_config(**changes)
+    scheduler.save_pretrained(tmp_path)
+    loaded = DDIMSchedulerCustom.from_pretrained(tmp_path)
+    assert torch.equal(scheduler.alphas_cumprod, loaded.alphas_cumprod) and len(scheduler) == len(loaded)
+    for each in (scheduler, loaded):
+        each.set_timesteps(2)
+        assert all(each.config[key] == value for key, value in changes.items())
+    for t in scheduler.timesteps:
+        assert torch.equal(scheduler.step(output, t, x).prev_sample, loaded.step(output, t, x).prev_sample)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variance": "sigma-hat"}, "variance is 'sigma-hat'; allowed: 'sigma', 'sigma_hat'"),
+        ({"clip_sampel": False}, "the config has no clip_sampel; allowed: beta_end, .*x0_formula"),
+        ({"trained_betas": [-0.1]}, "betas"),
+    ],
+)
+def test_a_change_that_the_constructor_would_refuse_raises(changes, message):
+    """And leaves the scheduler as it was."""
+    scheduler = DDIMSchedulerCustom()
+    before = dict(scheduler.config)
+    with pytest.raises(ValueError, match=message):
+        scheduler.change_config(**changes)
+    assert dict(scheduler.config) == before and len(scheduler) == 1000
+
+
 def test_a_moved_schedule_is_the_same():
     """Assigning the same values, as trainers do that move the table to a device, leaves the config as it was."""
     scheduler = DDIMSchedulerCustom()

@@ -72,8 +72,8 @@ def _key(steps: int, condition: Condition) -> str:
     scale = round(float(condition.scale), 6)  # whatever kind of number it came as
     guidance = f" at guidance_scale {scale}" if scale != 1 else ""
     interval = " in {} to {}".format(*condition.interval) if condition.interval else ""
-    whole = int(steps) if isinstance(steps, Real) else steps  # what is no number is refused later
-    return f"{whole}{guidance}{interval}"
+    whole = isinstance(steps, Real) and not isinstance(steps, bool) and float(steps).is_integer()
+    return f"{int(steps) if whole else repr(steps)}{guidance}{interval}"  # what is not whole is refused later
 
 
 def _of_classes(classes: list[int] | None) -> str:

@@ -8,9 +8,12 @@ from PIL import Image, ImageOps
 
 from ..images import on_white
 
-DECODING = 2  # goes up where `decode` makes other pixels of an image, so that none of before are taken from a cache
+DECODING = 3  # goes up where `decode` makes other pixels of an image, so that none of before are taken from a cache
 GREY_MODES = {"1", "L", "LA", "I", "F"}
-IMAGE_SUFFIXES = tuple(".png .jpg .jpeg .jfif .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .tga .jp2 .avif".split())
+IMAGE_SUFFIXES = tuple(
+    ".png .jpg .jpeg .jpe .jfif .mpo .webp .apng .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .tga .jp2 .avif".split()
+)
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # of a TIFF
 
 
 def decode(encoded: bytes | None, channels: int, resolution: int) -> np.ndarray:
@@ -34,10 +37,15 @@ def is_grey(mode: str) -> bool:
 
 
 def holds_several(encoded: bytes) -> bool:
-    """Whether it is an animation, or has several pages, of which `decode` takes the first."""
+    """Whether `is_several` of an encoded image."""
     with suppress(Exception), Image.open(io.BytesIO(encoded)) as image:
-        return image.format != "MPO" and getattr(image, "is_animated", False)  # MPO: a photograph and its preview
+        return is_several(image)
     return False
+
+
+def is_several(image: Image.Image) -> bool:
+    """Whether an opened image is an animation, or has several pages, of which the first is taken."""
+    return image.format != "MPO" and getattr(image, "is_animated", False)  # MPO: a photograph and its preview
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -70,6 +78,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         top = 255 if image.mode == "I" and image.format == "TIFF" and values.max() <= 255 else 65535
     else:
         return image
+    if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow turns those of 8 bits alone
+        values = top - values
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= top):  # NaN too
         raise ValueError(f"values of mode {image.mode} from {low:g} to {high:g}, where 0 to {top} is allowed")

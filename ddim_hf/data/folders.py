@@ -19,7 +19,13 @@ from .labels import Labels, number_labels
 from .messages import reason, refuse_options, tell, tell_left_out
 
 ARCHIVE_SUFFIXES = (".tar", ".zip")
-UNREAD_SUFFIXES = tuple(".heic .heif .jxl .svg .psd .exr .dng .cr2 .nef .arw".split())  # which Pillow cannot decode
+UNREAD_SUFFIXES = tuple(
+    (
+        ".heic .heif .hif .avifs .jxl .jxr .j2k .j2c .jpc .jpx .jpf .qoi .exr .hdr .pfm .dds .svg .eps .psd .xcf .ico "
+        ".icns .cur .pcx .pcd .sgi .rgb .rgba .bw .ras .xbm .xpm .icb .vda .vst .fits .dcm .dng .cr2 .cr3 .nef .arw "
+        ".orf .rw2 .raf"
+    ).split()
+)  # of pictures
 SPLIT_FOLDERS = {"train", "validation", "valid", "val", "test"}
 SHARD = re.compile(r"(\d{8})-(\d{8})\.npy")  # a file of generated images, by its first and last number
 
@@ -124,7 +130,7 @@ def open_folder(name: str, folder: Path, files: list[Path]) -> dict[str, ImageFi
     """
     images = _with(IMAGE_SUFFIXES, files)
     shards = [file for file in files if SHARD.fullmatch(file.name)]
-    tell_left_out(name, _with(UNREAD_SUFFIXES, files), "image of a format that is not read")
+    tell_unread(name, files)
     if not images and not shards:
         raise FileNotFoundError(f"no images in the folder {name!r}: allowed are {' '.join(IMAGE_SUFFIXES)}, .parquet")
     if images:
@@ -136,6 +142,11 @@ def open_folder(name: str, folder: Path, files: list[Path]) -> dict[str, ImageFi
         splits[split] = ImageFiles(name, root, found) if images else SampleShards(name, found)
     _compare_with_manifest(name, _image_root(folder), sum(map(len, splits.values())))
     return splits
+
+
+def tell_unread(name: str, files: list[Path]):
+    """Warn of pictures among the files of a folder that are of a format which is not read."""
+    tell_left_out(name, _with(UNREAD_SUFFIXES, files), "image of a format that is not read")
 
 
 def _with(suffixes: tuple[str, ...], files: list[Path]) -> list[Path]:

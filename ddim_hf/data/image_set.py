@@ -60,11 +60,24 @@ class ImageSet:
         return f"image {number} of {self.name}"
 
     def __getitem__(self, indices) -> torch.Tensor:
-        """The images at `indices` (a slice; ints as a list, array or 1-D tensor): a new uint8 tensor [B, C, H, W]."""
+        """The images at `indices`: a new uint8 tensor [B, C, H, W].
+
+        Args:
+            indices: a slice; ints, or a bool for each image, as a list, array or 1-D tensor.
+
+        Raises:
+            IndexError: other indices, or none of this set.
+        """
         if isinstance(indices, slice):
             indices = np.arange(len(self))[indices]
         else:
-            indices = torch.as_tensor(indices, dtype=torch.int64).flatten().cpu().numpy()
+            indices = torch.as_tensor(indices).flatten().cpu().numpy()
+            if not len(indices):
+                indices = indices.astype(np.int64)
+            if indices.dtype == bool and len(indices) != len(self):
+                raise IndexError(f"a mask of {len(indices)} for {len(self)} images; allowed: a bool for each")
+            if indices.dtype.kind not in "biu":
+                raise IndexError(f"indices are of {indices.dtype}; allowed: whole numbers, or a bool for each image")
         return torch.from_numpy(self._pixels[indices])
 
 
@@ -124,9 +137,9 @@ def load_images(
         name: "digits" (scikit-learn's 1,797 images; "test" is every tenth, "train" the others); a folder of images,
             of parquet files or of ZIP or TAR archives; what `ddim_hf.generation.generate` wrote; one parquet file; a
             `save_to_disk` folder; or a dataset's id on the Hub.
-        split: None means "train", or else the only one. The folders train, validation, valid, val and test, in small
-            letters or capitals, are splits if no other folder beside them holds images; else all images are the split
-            "train".
+        split: None means "train", or else the only one; of the digits all. The folders train, validation, valid, val
+            and test, in small letters or capitals, are splits if no other folder beside them holds images; else all
+            images are the split "train".
         image_column: found by its type, or by its bytes, if not given.
         config_name: the configuration, of a dataset that has several.
         revision: branch, tag or commit of a dataset on the Hub.

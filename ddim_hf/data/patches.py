@@ -22,8 +22,8 @@ from tqdm.auto import tqdm
 from ..files import sha256, whole_file
 from ..reports.words import counted
 from .cache import THREADS, digest
-from .decoding import IMAGE_SUFFIXES, in_channels, upright
-from .folders import visible_files
+from .decoding import IMAGE_SUFFIXES, in_channels, is_several, upright
+from .folders import tell_unread, visible_files
 from .messages import reason
 
 SHARD_IMAGES = 1000
@@ -100,15 +100,17 @@ def _picture_sizes(folder: Path, resolution: int) -> dict[str, tuple[int, int]]:
     """Width and height of the pictures that are large enough, by their names in the folder, from their headers."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; allowed: a folder of pictures")
-    files = [file for file in visible_files(str(folder), folder) if file.suffix.lower() in IMAGE_SUFFIXES]
+    there = visible_files(str(folder), folder)
+    tell_unread(str(folder), there)
+    files = [file for file in there if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise FileNotFoundError(f"no pictures in {folder}; allowed: {' '.join(IMAGE_SUFFIXES)}")
-    sizes, small, broken = {}, [], []
+    sizes, small, broken, several = {}, [], [], []
     for file in sorted(files, key=Path.as_posix):
         name = file.relative_to(folder).as_posix()
         try:
             with Image.open(file) as picture:
-                size = _size_as_seen(picture)
+                size, more = _size_as_seen(picture), is_several(picture)
         except Exception as error:  # Pillow raises nearly anything on torn data
             broken.append(f"{name} ({reason(error)})")
             continue
@@ -116,8 +118,10 @@ def _picture_sizes(folder: Path, resolution: int) -> dict[str, tuple[int, int]]:
             small.append(name)
         else:
             sizes[name] = size
+            several += [name] * more
     _tell(broken, "picture that cannot be read")
     _tell(small, f"picture smaller than {resolution} pixels")
+    _tell(several, "file of several pictures (animations, pages)", "took the first of")
     if not sizes:
         raise ValueError(f"no picture in {folder} is readable and {resolution} pixels wide and high")
     return sizes
@@ -139,9 +143,9 @@ def _size_as_seen(picture: Image.Image) -> tuple[int, int]:
     return size[::-1] if exif.get(0x0112) in SIDEWAYS else size
 
 
-def _tell(names: list[str], what: str):
+def _tell(names: list[str], what: str, done: str = "left out"):
     if names:
-        warnings.warn(f"left out {counted(len(names), what)}: {', '.join(names[:3])}", stacklevel=4)
+        warnings.warn(f"{done} {counted(len(names), what)}: {', '.join(names[:3])}", stacklevel=4)
 
 
 def _grid(name: str, size: tuple[int, int], resolution: int, overlap: float) -> list[Patch]:

@@ -304,7 +304,9 @@ def _sample_distances(
 ) -> dict[str, float]:
     sampling = {"num_inference_steps": cell.num_inference_steps, "eta": cell.eta, **cell.with_guide(guide)}
     if cell.implementation in ("ddim_hf", CALIBRATED):
-        make = our_samples(pipe, target.classes, calibrated=cell.implementation == CALIBRATED, **sampling)
+        # The schedule of all the classes, whichever of them a block holds.
+        fitted = question.schedule(pipe, cell) if cell.implementation == CALIBRATED else False
+        make = our_samples(pipe, target.classes, calibrated=fitted, **sampling)
     elif cell.implementation == "stock":
         make = stock_samples(pipe, **sampling)
     else:

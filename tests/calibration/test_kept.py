@@ -54,8 +54,16 @@ def test_a_fitted_schedule_is_used_by_itself_and_nothing_else_is(fitted):
     assert got.calibrated and torch.equal(got.images, x)
     assert torch.allclose(images(fitted, max_batch_size=2).images, x, atol=1e-3)
     assert len(fitted(num_inference_steps=4, return_dict=False)) == 1
+    for steps in (4.5, "4", float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"num_inference_steps is {steps!r}; allowed: whole numbers"):
+            images(fitted, steps)
 
-    taken = [3], [4, dict(calibrated=False)], [4, dict(eta=0.5)], [4, dict(clip_sample=False)]
+    taken = (
+        [3],
+        [4, dict(calibrated=False)],
+        [4, dict(eta=0.5)],
+        *([4, dict(clip_sample=clip)] for clip in (False, True)),
+    )
     taken += [4, dict(timesteps=[700, 300, 100, 0])], [4, dict(use_clipped_model_output=True)]
     for steps, *arguments in taken:
         arguments = arguments[0] if arguments else {}
@@ -239,6 +247,27 @@ def test_a_new_schedule_replaces_that_of_its_own_classes_alone(tmp_path):
     assert worse.config.calibrated_schedules["schedules"] == schedules
 
 
+def test_a_folders_images_have_one_schedule(tmp_path):
+    """Image k is the same in folders of any size: a block of one class alone takes the schedule of all that are asked
+    for, which the manifest names, and so does a call that is given it."""
+    pipe = with_classes()
+    for labels in ("all", "cat"):
+        pipe.calibrate(3, class_labels=labels, num_images=8, teacher_steps=12)
+    settings = dict(num_inference_steps=3, class_labels="all", max_batch_size=4)
+    five, eight = (generate(pipe, tmp_path / str(count), num_images=count, **settings) for count in (5, 8))
+    for k in range(5):
+        assert (five / f"{k:06d}.png").read_bytes() == (eight / f"{k:06d}.png").read_bytes()
+    run = dict(num_inference_steps=3, output_type="latent")
+    shared = pipe.calibrated_schedule(3, class_labels=list(pipe.id2label))
+    alone = pipe(seeds=[4], class_labels=["cat"], calibrated=shared, **run)
+    beside = pipe(seeds=[4, 5], class_labels=["cat", "dog"], **run)
+    assert alone.calibrated and torch.allclose(alone.images[0], beside.images[0], atol=1e-3)
+    assert not torch.allclose(pipe(seeds=[4], class_labels=["cat"], **run).images[0], beside.images[0], atol=1e-2)
+    for other in (dict(num_inference_steps=4), dict(eta=0.5), dict(timesteps=[900, 500, 0]), dict(clip_sample=True)):
+        with pytest.raises(ValueError, match="calibrated is a schedule of 3 steps"):
+            pipe(class_labels=["cat"], calibrated=shared, **run | other)
+
+
 def test_schedules_of_before_are_read():
     """A key without classes, as configs had them, is that of the classes in its entry."""
     pipe = with_classes()
@@ -256,11 +285,10 @@ def test_each_class_is_in_both_halves():
 
 
 def test_guidance_is_a_number_of_any_kind(fitted):
-    """A schedule is found by a guidance of float32 as by Python's, and with the scheduler's own clipping named."""
+    """A schedule is found by a guidance of float32 as by Python's."""
     pipe = with_classes()
     pipe.calibrate(3, class_labels="cat", guidance_scale=1.1, **SETTINGS)
     assert pipe.calibrated_schedule(3, class_labels="cat", guidance_scale=np.float32(1.1))
-    assert images(fitted, clip_sample=True).calibrated
 
 
 def test_betas_changed_in_place_turn_schedules_off(fitted, tmp_path):

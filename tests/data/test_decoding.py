@@ -1,6 +1,7 @@
 """Every mode and size as pixels, on tiny images made here, and on CIFAR-10 where it is at hand."""
 
 import io
+import struct
 import warnings
 from pathlib import Path
 
@@ -50,6 +51,19 @@ def test_deep_greys_are_scaled_and_not_clipped(tmp_path, dtype, top, name):
     """16-bit, 32-bit and float images become round(255 x / top) in 8 bits, over their whole range."""
     ramp = np.linspace(0, top, 64).reshape(8, 8).astype(dtype)
     folder = saved(tmp_path / "deep", Image.fromarray(ramp), name)
+    np.testing.assert_array_equal(one(folder, channels=1)[0], np.round(ramp.astype(np.float64) * 255 / top))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_whose_zero_is_white_is_no_negative(tmp_path, dtype):
+    """Of 8 bits and of 16 alike, what such a file has as 0 is white (TIFF's PhotometricInterpretation 0)."""
+    top = np.iinfo(dtype).max
+    ramp = np.linspace(0, top, 64).reshape(8, 8).astype(dtype)
+    folder = saved(tmp_path / "film", Image.fromarray(top - ramp), "0.tif")
+    encoded = bytearray((folder / "0.tif").read_bytes())
+    entry = encoded.index(struct.pack("<HHI", 262, 3, 1)) + 8  # the tag, a short, one of it: then its value
+    encoded[entry : entry + 2] = struct.pack("<H", 0)
+    (folder / "0.tif").write_bytes(encoded)
     np.testing.assert_array_equal(one(folder, channels=1)[0], np.round(ramp.astype(np.float64) * 255 / top))
 
 

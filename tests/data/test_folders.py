@@ -99,7 +99,7 @@ def test_what_is_left_out_is_said_with_its_count(tmp_path):
     with pytest.warns(UserWarning, match=r"left out 4 images beside the splits \['train'\]: .*0\.png"):
         assert len(load_images(str(tmp_path / "set"), resolution=8)) == 3
     write_folder(tmp_path / "photos", 3)
-    for name in ("a.HEIC", "b.heic", "c.zip"):
+    for name in ("a.HEIC", "b.ico", "c.zip"):
         (tmp_path / "photos" / name).write_bytes(b"not read")
     with pytest.warns(UserWarning) as told:
         assert len(load_images(str(tmp_path / "photos"), resolution=8)) == 3

@@ -21,6 +21,12 @@ def test_any_index_gives_a_new_writable_tensor(tmp_path, limit):
         assert images[index].dtype == torch.uint8
         np.testing.assert_array_equal(images[index], expected()[[3, 0, 4]])
     np.testing.assert_array_equal(images[1:4], expected()[1:4])
+    mask = expected()[:, 0, 0, 0] > np.median(expected()[:, 0, 0, 0])
+    for index in (mask, mask.tolist(), torch.from_numpy(mask)):
+        np.testing.assert_array_equal(images[index], expected()[mask])
+    for index, said in ((mask[:-1], "a mask of 4 for 5 images"), ([0.0, 1.7], "indices are of float32")):
+        with pytest.raises(IndexError, match=said):
+            images[index]
     assert images[[]].shape == (0, 3, 8, 8)
     images[:].zero_()
     images[[0]].zero_()

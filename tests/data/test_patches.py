@@ -99,14 +99,19 @@ def test_what_cannot_be_cut_is_left_out_and_told(tmp_path, pictures):
     """Small, headless and torn pictures are named in a warning each, and the others' patches are all there."""
     (pictures / "small.png").write_bytes(png(noise(7, 90)))
     (pictures / "none.png").write_bytes(b"not a picture")
+    (pictures / "photo.heic").write_bytes(b"not read")
+    pages = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green")]
+    pages[0].save(pictures / "pages.tif", save_all=True, append_images=pages[1:])
     torn = png(noise(64, 64))
     (pictures / "torn.png").write_bytes(torn[: len(torn) // 2])
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        assert make_patches(pictures, tmp_path / "set", **OPTIONS) == 46
+        assert make_patches(pictures, tmp_path / "set", **OPTIONS) == 48
     texts = " | ".join(str(warning.message) for warning in told)
     assert "1 picture that cannot be read: none.png" in texts and "1 picture smaller than 8 pixels: small.png" in texts
     assert "left out 450 images of torn.png, which cannot be read" in texts
+    assert "left out 1 image of a format that is not read: " in texts and "photo.heic" in texts
+    assert "took the first of 1 file of several pictures (animations, pages): pages.tif" in texts
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])

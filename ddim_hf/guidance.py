@@ -160,8 +160,11 @@ class Condition:
 
     @property
     def classes(self) -> list[int] | None:
-        """The classes that occur, in order; None for a network without classes."""
-        return None if self.labels is None else self.labels.unique().tolist()
+        """The classes that have shares, in order; None for a network without classes."""
+        if self.labels is None:
+            return None
+        occur = self.labels if self.shares is None else self.labels[self.shares > 0]
+        return occur.unique().tolist()
 
 
 def make_condition(

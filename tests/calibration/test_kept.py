@@ -261,6 +261,7 @@ def test_a_folders_images_have_one_schedule(tmp_path):
     shared = pipe.calibrated_schedule(3, class_labels=list(pipe.id2label))
     alone = pipe(seeds=[4], class_labels=["cat"], calibrated=shared, **run)
     beside = pipe(seeds=[4, 5], class_labels=["cat", "dog"], **run)
+    assert pipe.interpolate(4, 5, num_images=3, class_labels=["cat", "dog"], **run).calibrated
     assert alone.calibrated and torch.allclose(alone.images[0], beside.images[0], atol=1e-3)
     assert not torch.allclose(pipe(seeds=[4], class_labels=["cat"], **run).images[0], beside.images[0], atol=1e-2)
     for other in (dict(num_inference_steps=4), dict(eta=0.5), dict(timesteps=[900, 500, 0]), dict(clip_sample=True)):

@@ -29,6 +29,9 @@ OURS = {
     "callback": "callback_on_step_end, called as (pipeline, step, timestep, tensors) after each step",
     "callback_steps": "callback_on_step_end, which is called after every step",
     "callback_on_step_end_tensor_inputs": "callback_on_step_end, which is given latents and pred_original_sample",
+    "tau": "timesteps, or skip_type in the scheduler's config",
+    "skip_type": "timesteps, or skip_type in the scheduler's config",
+    "variance": "eta, or variance in the scheduler's config",
     "sigmas": "timesteps, strictly decreasing ints",
 }
 

@@ -67,7 +67,7 @@ def sample(pipe: DDIMCustomPipeline, settings: Settings, limits: Limits) -> Iter
 
 
 def compare(pipe: DDIMCustomPipeline, settings: Settings, limits: Limits) -> Iterator[View]:
-    """The same seeds in 5, 10, 20 and 50 steps, by each schedule that the model has (the paper's figures 5 and 6).
+    """The same seeds in 5, 10, 20 and 50 steps, by each schedule that the model has (the paper's figure 5).
 
     Below its images stands how far they are from those of the most steps, root mean square of pixels in [0, 1].
     """

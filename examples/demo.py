@@ -47,6 +47,7 @@ def main():
     # Does another program read them as what they are to be?
     asked = [k % 10 for k in range(JUDGED)]
     sampling = dict(seeds=range(JUDGED), num_inference_steps=20, output_type="latent", max_batch_size=100)
+    sampling |= dict(calibrated=False)  # also where an earlier demo has left schedules here
     judged = pipe(class_labels=asked, **sampling).images
     real = load_images("digits", split="train", resolution=8, channels=1, labelled=True)
     classifier = load_classifier("digits", list(pipe.id2label.values()), pipe.device)

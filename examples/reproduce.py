@@ -22,6 +22,7 @@ from ddim_hf.evaluation import Question
 from ddim_hf.evaluation.features import load_feature_extractor
 from ddim_hf.evaluation.rows import protocol
 from ddim_hf.evaluation.tables import tables
+from ddim_hf.files import whole_file, write_text
 from ddim_hf.hub import write_model_card
 from ddim_hf.hub.redaction import redact_command
 from ddim_hf.reports.markdown import shown
@@ -173,11 +174,17 @@ def show(args: argparse.Namespace):
     args.report.parent.mkdir(parents=True, exist_ok=True)
     pictures = {"samples": folder / "first64" / "samples.png", "nearest": folder / "nearest" / "nearest.png"}
     for name, picture in pictures.items():
-        shutil.copy(picture, args.report.with_name(f"{args.report.stem}-{name}.png"))
-    args.report.write_text(report(args.recipe, folder, args.dataset_name, args.note, args.report.stem))
-    shutil.copy(pictures["samples"], folder / "samples.png")
+        copy_whole(picture, args.report.with_name(f"{args.report.stem}-{name}.png"))
+    write_text(args.report, report(args.recipe, folder, args.dataset_name, args.note, args.report.stem))
+    copy_whole(pictures["samples"], folder / "samples.png")
     write_model_card(folder)
     print(f"the report lies in {args.report}")
+
+
+def copy_whole(picture: Path, file: Path):
+    """Copy it, whole or not at all."""
+    with whole_file(file) as beside:
+        shutil.copyfile(picture, beside)
 
 
 def report(recipe: str, folder: Path, dataset: str, note: str, name: str) -> str:

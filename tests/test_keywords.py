@@ -11,7 +11,7 @@ from ddim_hf import DDIMCustomPipeline
     "method, keywords, message",
     [
         ("__call__", dict(seed=1), "call takes no seed; allowed: seeds=[1]"),
-        ("__call__", dict(skip_type="quad"), "no skip_type; allowed: timesteps, or skip_type in the scheduler's config"),
+        ("__call__", dict(skip_type="quad"), "call takes no skip_type; allowed: timesteps, or skip_type in the"),
         ("__call__", dict(num_images_per_prompt=4), "call takes no num_images_per_prompt; allowed: batch_size=4"),
         ("__call__", dict(num_inference_step=9), "call takes no num_inference_step; allowed: num_inference_steps"),
         ("__call__", dict(callback=print), "call takes no callback; allowed: callback_on_step_end, called as"),

@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 from ..hub.errors import one_clear_line, retry
 
 PACKAGE = Path(__file__).parents[1]
+PYTHON = "3.11"  # the oldest that this package runs on; a Space's own is older
 README = """---
 title: {title}
 emoji: 🖼️
@@ -17,6 +18,7 @@ colorFrom: indigo
 colorTo: gray
 sdk: gradio
 sdk_version: {gradio}
+python_version: "{python}"
 app_file: app.py
 models:
 - {model}
@@ -87,7 +89,7 @@ def space_files(repo_id: str, model: str, package: str | None = None) -> dict[st
     gradio = version("gradio")
     needed = [package] if package else _core_requirements()
     texts = {
-        "README.md": README.format(title=repo_id.rpartition("/")[2], gradio=gradio, model=model),
+        "README.md": README.format(title=repo_id.rpartition("/")[2], gradio=gradio, python=PYTHON, model=model),
         "requirements.txt": "\n".join([*needed, f"gradio=={gradio}"]) + "\n",
         "app.py": APP.format(model=model),
     }

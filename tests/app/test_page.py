@@ -7,6 +7,7 @@ import subprocess
 import threading
 import urllib.error
 import urllib.request
+from importlib.metadata import metadata
 from pathlib import Path
 
 import gradio_client
@@ -16,6 +17,7 @@ import yaml
 from conftest import HUB
 from hub_models import WRITER, one_line, published
 from huggingface_hub import HfApi, snapshot_download
+from packaging.specifiers import SpecifierSet
 from page_pictures import files, pixels
 from PIL import Image
 from test_packaging import new_environment, required
@@ -75,6 +77,7 @@ def test_a_space_says_what_it_is(space):
     assert card["sdk"] == "gradio" and card["app_file"] == "app.py" and card["models"] == ["org/model"]
     needed = (space / "requirements.txt").read_text().splitlines()
     assert f"gradio=={card['sdk_version']}" in needed
+    assert card["python_version"] in SpecifierSet(metadata("ddim_hf")["Requires-Python"])
     names = {re.match(r"[\w-]+", line)[0].replace("-", "_") for line in needed}
     assert names == {"torch", "diffusers", "huggingface_hub", "safetensors", "numpy", "pillow", "gradio"}
 

@@ -135,6 +135,35 @@ def test_schedules_go_to_disk_and_back_and_stock_samples_plainly(fitted, tmp_pat
     assert again.calibrated_schedules == fitted.scheduler.config.calibrated_schedules
 
 
+def test_schedules_that_others_have_saved_meanwhile_stay(fitted, tmp_path):
+    """Of calibrations of one folder that were loaded before any was saved, each keeps what the others found there, one
+    that has found nothing too; schedules of other weights, as those of another dtype are, go with a warning."""
+    file = tmp_path / "scheduler" / "scheduler_config.json"
+    DDIMCustomPipeline(fitted.unet, DDIMSchedulerCustom(skip_type="quad")).save_pretrained(tmp_path)
+
+    def on_disk() -> dict:
+        return json.loads(file.read_text())["calibrated_schedules"]
+
+    first, second, third = (DDIMCustomPipeline.from_pretrained(tmp_path) for _ in range(3))
+    for pipe, steps in ((first, 3), (second, [3, 4])):
+        pipe.set_progress_bar_config(disable=True)
+        pipe.calibrate(steps, num_images=4, teacher_steps=4 + np.size(steps))
+    fitted.save_scheduler(tmp_path)
+    first.save_scheduler(tmp_path)
+    assert on_disk()["schedules"].keys() == {"3", "4", "5"}
+    second.save_scheduler(tmp_path)
+    third.save_scheduler(tmp_path)
+    found = second.scheduler.config.calibrated_schedules["schedules"]
+    kept = fitted.scheduler.config.calibrated_schedules
+    assert on_disk() == kept | {"schedules": kept["schedules"] | found} and found.keys() == {"3", "4"}
+    half = DDIMCustomPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    half.set_progress_bar_config(disable=True)
+    half.calibrate(4, **SETTINGS)
+    with pytest.warns(UserWarning, match=r"schedules in .* for 3, 5 were fitted to other weights .*, and go"):
+        half.save_scheduler(tmp_path)
+    assert on_disk() == half.scheduler.config.calibrated_schedules
+
+
 def test_schedules_go_to_the_hub_and_back(fitted, hub):
     """push_to_hub sends the schedules with the model, and the model that comes back from there uses them."""
     fitted.push_to_hub("org/fitted", token=WRITER)

@@ -1,6 +1,5 @@
 """Figures that a paper could cite: each is measured unless it is there already, and kept with its protocol."""
 
-import inspect
 import itertools
 import json
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import numpy as np
 from ..data import ImageSet, load_images
 from ..data.cache import digest
 from ..data.folders import sample_manifest
-from ..generation import default_max_batch_size, describe_network, load_pipeline, weights_hash
+from ..generation import default_max_batch_size, describe_network, describe_scheduler, load_pipeline, weights_hash
 from ..images import square_size
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import on_main, once_a_machine, processes
@@ -197,7 +196,8 @@ def _measure_model(question: Question, results: Results):
     sets = [(_load_labelled if names else _load_split)(question, split, size) for split in splits]
 
     model = {"seed": question.seed, "model": short_name(question.model), "weights_hash": weights_hash(pipe.unet)}
-    model |= {"network": describe_network(pipe), "scheduler": _scheduler_settings(pipe), **size}
+    scheduler = describe_scheduler(json.loads(pipe.scheduler.to_json_string()))
+    model |= {"network": describe_network(pipe), "scheduler": scheduler, **size}
     if question.distance:
         target = _load_target(question, **size)
         if question.floor:
@@ -208,14 +208,6 @@ def _measure_model(question: Question, results: Results):
     for images in sets:
         _measure_loss(question, pipe, images, model, results)
         _measure_reconstruction(question, pipe, images, model, results)
-
-
-def _scheduler_settings(pipe: DDIMCustomPipeline) -> dict[str, Any] | None:
-    """Those that are not the default; tau and variance stand by themselves."""
-    defaults = inspect.signature(DDIMSchedulerCustom.__init__).parameters
-    config = json.loads(pipe.scheduler.to_json_string())  # as results.json will give them back
-    names = sorted(defaults.keys() & config.keys() - {"skip_type", "variance", "calibrated_schedules"})
-    return {name: config[name] for name in names if config[name] != defaults[name].default} or None
 
 
 def _measure_floor(question: Question, target: _Target, size: dict[str, int], results: Results):
@@ -394,8 +386,10 @@ def _measure_folder(question: Question, results: Results):
 def _how_sampled(folder: Path) -> dict[str, Any]:
     """What the manifest says that `generate` leaves beside its images, as the rows of a model say it."""
     manifest = sample_manifest(folder.resolve().parent if folder.resolve().name == "images" else folder)
-    kept = ("model", "weights_hash", "num_inference_steps", "eta", "tau", "variance", "seed", "class_labels")
-    row = {key: manifest[key] for key in kept if key in manifest}
+    kept = ["model", "weights_hash", "network", "num_inference_steps", "eta", "tau", "variance", "seed"]
+    row = {key: manifest[key] for key in [*kept, "class_labels"] if key in manifest}
+    if scheduler := manifest.get("scheduler"):
+        row["scheduler"] = describe_scheduler(scheduler)
     if manifest:
         row["implementation"] = "ddim_hf"
     if guidance := manifest.get("guidance"):

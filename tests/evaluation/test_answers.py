@@ -18,6 +18,7 @@ from training_runs import until
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
 from ddim_hf.evaluation import evaluate
 from ddim_hf.fast_sampling import FastNetwork
+from ddim_hf.generation import generate, load_pipeline
 from ddim_hf.hub import is_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -270,6 +271,20 @@ def test_folders_of_one_name_are_two(ask, tmp_path):
     assert [row["model"] for row in ask(a, "digits")] == ["runA/images"] and ask(b, "digits") == []
     table = (tmp_path / "results.md").read_text()
     assert table.count("| value |") == 3 and table.count("runA/images") == 2
+
+
+def test_a_folder_that_generate_filled_has_the_rows_of_the_model(ask, tmp_path):
+    """The figure of images that `generate` left has the protocol that the model's own cell has: its network and the
+    scheduler's settings too, so that it is another figure where those are others."""
+    sampling = {"num_images": 8, "num_inference_steps": 2, "max_batch_size": 8}
+    for number, settings in enumerate(({}, {"clip_sample": False, "x0_formula": "as_printed"})):
+        name = model(tmp_path / str(number) / "model", **settings)
+        generate(load_pipeline(name), tmp_path / str(number) / "samples", **sampling)
+        (of_model,), (of_images,) = ask(name, "digits"), ask(tmp_path / str(number) / "samples", "digits")
+        assert of_images["scheduler"] == of_model["scheduler"] == (settings or None)
+        shared = of_model.keys() & of_images.keys() - {"value", "reference_hash"}  # the reference in colour
+        assert {key: of_images[key] for key in shared} == {key: of_model[key] for key in shared}
+        assert {"network", "weights_hash", "implementation", "tau", "variance", "seed"} <= shared
 
 
 # Figures that are none

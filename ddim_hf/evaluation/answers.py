@@ -216,6 +216,7 @@ def _measure_floor(question: Question, target: _Target, size: dict[str, int], re
     _refuse_single(images)
     count = min(question.num_images, len(images))
     row = target.protocol | size | {"implementation": f"real images ({question.floor})", "num_images": count}
+    row |= {"drawn": "evenly"} if count < len(images) else {}  # before it was the first
     rows = target.rows(row | {"images_hash": images.fingerprint})
     if not results.has(*rows):
         values = image_distances(images, target.extractor, *target.reference, count=count)

@@ -90,8 +90,8 @@ class Question:
         calibrated: also sample by the schedules that the model has, at eta 0.
         also: also sample with diffusers' DDIMPipeline ("stock"), which knows tau "uniform" and variance "sigma", and
             at eta 0 with other schedulers of diffusers' ("unipc", "dpmpp", "deis").
-        floor: a split whose first `num_images` real images are measured like samples, `kid` too: what a perfect model
-            would get.
+        floor: a split of which `num_images` real images, taken evenly, are measured like samples, `kid` too: what a
+            perfect model would get.
         loss, reconstruction: the denoising loss, and the reconstruction error in so many steps, on `data_splits`,
             the first `data_images` of each.
         revision: of a model on the Hub.

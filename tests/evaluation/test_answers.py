@@ -254,6 +254,18 @@ def test_real_images_have_every_distance_that_samples_have(ask, files):
     assert floor[0] | {"metric": 0, "value": 0} == floor[1] | {"metric": 0, "value": 0}
 
 
+def test_the_floor_of_a_folder_of_classes_has_all_of_them(ask, files, tmp_path):
+    """Where images are in the order of their classes, half of them, taken evenly, have nearly the distance of all; a
+    floor of before, which was of the first images, is not taken for it, one of all images is."""
+    for name in ("train", "test"):
+        for seed in (0, 2):
+            grey_folder(tmp_path / "data" / name / str(seed), seed)
+    both = [ask(files / "tiny", tmp_path / "data", floor="test", num_images=count)[0] for count in (24, 12)]
+    assert [(row["num_images"], row.get("drawn")) for row in both] == [(24, None), (12, "evenly")]
+    (of_one_class,) = ask(tmp_path / "data/test/0", tmp_path / "data")
+    assert abs(both[1]["value"] - both[0]["value"]) < 0.1 * of_one_class["value"]
+
+
 def test_a_network_of_other_than_squares_is_refused(ask, tmp_path):
     """A network whose images are no squares is not measured against square images."""
     name = model(tmp_path / "wide", (8, 16))

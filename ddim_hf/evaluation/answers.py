@@ -354,7 +354,7 @@ def _data_protocol(question: Question, pipe: DDIMCustomPipeline, images: ImageSe
 
 
 def _sizes(question: Question, pipe: DDIMCustomPipeline, row: dict[str, Any]) -> dict[str, int]:
-    return {"num_images": row["num_images"], "max_batch_size": max(64, _max_batch_size(question, pipe))}
+    return {"num_images": row["num_images"], "max_batch_size": _max_batch_size(question, pipe)}
 
 
 # A folder of images

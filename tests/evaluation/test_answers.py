@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_unet
+from diffusers import UNet2DModel
 from PIL import Image
 from training_runs import until
 
@@ -135,6 +136,24 @@ def test_losses_and_kernel_distance_in_the_table(files, tmp_path):
     ]
     assert found == distances + errors
     assert evaluate(str(files / "tiny"), "digits", tmp_path / "r.json", **settings) == rows
+
+
+def test_no_more_images_than_asked_for_pass_at_once(files, tmp_path, monkeypatch):
+    """max_batch_size holds for losses and reconstructions too, and changes them by no more than rounding."""
+    asked = {"distance": False, "loss": True, "reconstruction": [2], "data_splits": ["test"], "data_images": 70}
+    passed, forward = [], UNet2DModel.forward
+    monkeypatch.setattr(
+        UNet2DModel,
+        "forward",
+        lambda self, x, *rest, **words: passed.append(len(x)) or forward(self, x, *rest, **words),
+    )
+    values = []
+    for size in (3, 64, None):  # None: 16 on a CPU
+        passed.clear()
+        rows = evaluate(str(files / "tiny"), "digits", tmp_path / f"{size}.json", **asked, max_batch_size=size)
+        assert max(passed) == (size or 16)
+        values.append([row["value"] for row in rows])
+    assert values == [pytest.approx(values[0], rel=1e-5)] * 3
 
 
 @pytest.mark.parametrize(

@@ -251,20 +251,28 @@ def _measure_cells(
         unfinished = _unfinished(question, sampler, rows[0], target.classifier)
         if not results.has(*rows):
             _set_scheduler(sampler, cell.tau, cell.variance)
+            compiling = _seconds_compiling(sampler, its_guide)
             values = _sample_distances(question, cell, sampler, its_guide, target, unfinished)
             seconds = {key: round(value, 3) for key, value in values.items() if key.startswith("seconds")}
             results.add(*(row | {"value": values[row["metric"]], **_by_class(row, values), **seconds} for row in rows))
             to_come = [other for other in to_come if other != cell]
             if seconds and to_come and not said and processes().is_main_process:
                 said = True
-                print(_time_to_come(seconds, cell, to_come), flush=True)
+                compiling = _seconds_compiling(sampler, its_guide) - compiling
+                print(_time_to_come(seconds, cell, to_come, compiling), flush=True)
         unfinished.remove()
 
 
-def _time_to_come(seconds: dict[str, float], done: Cell, to_come: list[Cell]) -> str:
-    """How long these cells will take, by what one took: sampling in proportion to its passes, features alike."""
+def _seconds_compiling(*pipes: DDIMCustomPipeline | None) -> float:
+    """What fast sampling has spent on it up to now."""
+    return sum(pipe.fast_network.seconds_compiling for pipe in pipes if pipe and pipe.fast_network)
+
+
+def _time_to_come(seconds: dict[str, float], done: Cell, to_come: list[Cell], compiling: float) -> str:
+    """How long these cells will take, by what one took: sampling in proportion to its passes, features alike, and
+    compiling, which is done once, not again."""
     features = seconds["seconds_waiting"]
-    a_pass = (seconds["seconds"] - features) / done.passes
+    a_pass = max(seconds["seconds"] - features - compiling, 0) / done.passes
     total = sum(a_pass * cell.passes + features for cell in to_come)
     return f"about {in_words(total)} for the {counted(len(to_come), 'cell')} to come"
 

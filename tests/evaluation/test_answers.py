@@ -26,9 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLE = {"num_inference_steps": [2, 4], "eta": [0.0, 1.0], "variance": ["sigma", "sigma_hat"], "num_images": 32}
 
 
-def test_fast_sampling_is_recorded_of_all_but_stock(files, tmp_path, monkeypatch):
+def test_fast_sampling_is_recorded_of_all_but_stock(files, tmp_path, monkeypatch, capsys):
     """With --fast, stock still runs the plain network: its row says so and has the figure that it has without. Other
-    schedulers run the fast one, to figures that are theirs but for rounding."""
+    schedulers run the fast one, to figures that are theirs but for rounding. What is said of the cells to come has no
+    compiling in it, which the first has done for them."""
     settings = {"num_inference_steps": [2], "num_images": 4, "feature_extractor": files / "features.pt"}
     settings |= {"cache_dir": tmp_path, "also": ["stock", "unipc"], "max_batch_size": 4}
     passes, own = [], FastNetwork.__call__
@@ -42,6 +43,9 @@ def test_fast_sampling_is_recorded_of_all_but_stock(files, tmp_path, monkeypatch
     assert passes == [4] * (2 + 2)  # two steps of ours and two of unipc
     assert networks["unipc"] == networks["ddim_hf"] and rows[2]["value"] == pytest.approx(plain[2]["value"], rel=0.02)
     assert rows[1]["value"] == plain[1]["value"] and rows[1]["implementation"] == "stock"
+    said = capsys.readouterr().out.split("compiled in ")[1]
+    compiled, to_come = re.match(r"(\d+) s\n.*^about (\d+) seconds for the 2 cells", said, re.S | re.M).groups()
+    assert int(to_come) < int(compiled)
 
 
 def test_schedules_and_other_schedulers_are_measured_beside_plain_steps(files, tmp_path, capsys):

@@ -82,5 +82,5 @@ def test_a_guided_cell_is_estimated_at_two_passes_a_step():
     """Of a cell without guidance that took 10 minutes, one of as many steps with guidance takes 20."""
     plain, guided = (Cell("uniform", "sigma", 0.0, 20, "ddim_hf", scale) for scale in (1.0, 2.0))
     taken = {"seconds": 600.0, "seconds_waiting": 0.0}
-    assert _time_to_come(taken, plain, [guided]) == "about 20 minutes for the 1 cell to come"
-    assert _time_to_come(taken, guided, [plain, guided]) == "about 15 minutes for the 2 cells to come"
+    assert _time_to_come(taken, plain, [guided], 0) == "about 20 minutes for the 1 cell to come"
+    assert _time_to_come(taken, guided, [plain, guided], 0) == "about 15 minutes for the 2 cells to come"

@@ -113,7 +113,7 @@ def test_a_table_records_its_protocol_and_resumes(files, tmp_path, capsys):
     assert "features 0" in said and len(re.findall(r"^about .* for the 9 cells to come$", said, re.M)) == 1
 
     content = json.loads((tmp_path / "results.json").read_text())
-    assert content["results"] == rows and "torch" in content["versions"] and content["machine"]
+    assert content["results"] == rows and all("torch" in row["versions"] and row["machine"] for row in rows)
     content["results"][0]["value"] = 123.0
     del content["results"][3]
     (tmp_path / "results.json").write_text(json.dumps(content))

@@ -9,6 +9,7 @@ import pytest
 
 from ddim_hf.evaluation.results import Results
 from ddim_hf.evaluation.tables import lines_by_guidance, tables
+from ddim_hf.reports.provenance import machine, package_versions
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = {"metric": "fid", "num_images": 9, "reference": "x", "tau": "uniform", "num_inference_steps": 10, "eta": 0.0}
@@ -94,8 +95,24 @@ def test_the_repositorys_own_results_are_read(tmp_path):
     assert before.count("| eta |") == len(protocols) and max(map(len, before.splitlines())) < 250
     again = next(row for row in results.rows if row.get("num_inference_steps") == 20)
     results.add(again | {"reference_hash": "c" * 32, "value": 1.5})
+    assert results.rows[:-1] == json.loads((ROOT / "models/ddim-cifar10-64/results.json").read_text())["results"]
     assert len(results.rows) == len(json.loads(file.read_text())["results"]) == count + 1
     assert "reference_hash cccccccc" in file.with_suffix(".md").read_text()
+
+
+def test_each_figure_keeps_its_own_machine(tmp_path):
+    """A row says where it was measured, which is none of its protocol; one of a file of before says that of the file,
+    whichever machine adds to it."""
+    file, there = tmp_path / "results.json", {"machine": "Linux x86_64, an abacus", "versions": {"torch": "0.1"}}
+    file.write_text(json.dumps({"results": [ROW | {"value": 2.0}], **there}))
+    results = Results(file)
+    assert results.has(ROW)
+    results.add(ROW | {"eta": 1.0, "value": 3.0})
+    here = {"machine": machine(), "versions": package_versions()}
+    assert json.loads(file.read_text()) == {
+        "results": [ROW | {"value": 2.0} | there, ROW | {"eta": 1.0, "value": 3.0} | here]
+    }
+    assert "abacus" not in tables(results.rows)
 
 
 def test_a_value_that_is_no_number_is_not_kept(tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 
@@ -339,19 +340,29 @@ def test_betas_changed_in_place_turn_schedules_off(fitted, tmp_path):
 
 def test_what_save_scheduler_cannot_write_is_said_before_the_work(fitted, tmp_path, monkeypatch, capsys):
     """A checkpoint, which would no longer be whole, and a folder in another layout are refused by calibrate.py before
-    it loads them, and by save_scheduler; the folder stays as it was."""
+    it loads them, and by save_scheduler; the folder stays as it was. So is an --output_dir that cannot be made, or
+    that holds a model, whose own schedules would go."""
     fitted.save_pretrained(tmp_path)
     file, script = tmp_path / "scheduler" / "scheduler_config.json", str(ROOT / "examples" / "calibrate.py")
     monkeypatch.setattr(sys, "argv", [script, str(tmp_path), "--num_inference_steps", "3"])
 
-    def assert_refused(message: str):
+    def assert_refused_at_once(message: str):
         before = file.read_bytes()
-        with pytest.raises(ValueError, match=message):
-            fitted.save_scheduler(tmp_path)
         with pytest.raises(SystemExit) as end:
             runpy.run_path(script, run_name="__main__")
         assert end.value.code == 2 and re.search(message, capsys.readouterr().err) and file.read_bytes() == before
 
+    def assert_refused(message: str):
+        with pytest.raises(ValueError, match=message):
+            fitted.save_scheduler(tmp_path)
+        assert_refused_at_once(message)
+
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--output_dir", str(file / "below")])
+    assert_refused_at_once("scheduler_config.json/below' cannot be written: .*Not a directory")
+    shutil.copytree(tmp_path, tmp_path / "other")
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], str(tmp_path / "other")])
+    assert_refused_at_once("other holds a model already; allowed: a new folder")
+    monkeypatch.setattr(sys, "argv", sys.argv[:-2])
     (tmp_path / "state.json").write_text("{}")
     assert_refused("is a checkpoint, .*; allowed: another folder")
     (tmp_path / "state.json").unlink()

@@ -87,7 +87,7 @@ OTHERWISE = "Measured too on these weights, but by settings or a fitted schedule
 LOAD = """```python
 from ddim_hf import DDIMCustomPipeline
 
-pipeline = DDIMCustomPipeline.from_pretrained("{address}")
+pipeline = DDIMCustomPipeline.from_pretrained("{address}"{variant})
 image = pipeline(num_inference_steps=50).images[0]
 ```
 
@@ -96,13 +96,13 @@ With diffusers alone:
 ```python
 from diffusers import DDIMPipeline
 
-pipeline = DDIMPipeline.from_pretrained("{address}")
+pipeline = DDIMPipeline.from_pretrained("{address}"{variant})
 image = pipeline(num_inference_steps=50).images[0]
 ```"""
 LOAD_CLASSES = """```python
 from ddim_hf import DDIMCustomPipeline
 
-pipeline = DDIMCustomPipeline.from_pretrained("{address}")
+pipeline = DDIMCustomPipeline.from_pretrained("{address}"{variant})
 images = pipeline(class_labels=[{name}] * 4, {guidance}num_inference_steps=50).images
 ```
 
@@ -115,7 +115,7 @@ from functools import partial
 import torch
 from diffusers import DDIMPipeline
 
-pipeline = DDIMPipeline.from_pretrained("{address}")
+pipeline = DDIMPipeline.from_pretrained("{address}"{variant})
 pipeline.unet.forward = partial(pipeline.unet.forward, class_labels=torch.tensor([0] * 4))
 images = pipeline(batch_size=4, num_inference_steps=50).images
 ```"""
@@ -202,8 +202,8 @@ def _by_model(rows: list[dict], folder: Path) -> tuple[list[dict], dict[str, lis
         own = [row for row in rows if not row.get("images_hash")]
         return own, {OF_OTHERS: [row for row in rows if row not in own]}
     # As an evaluation loads them
-    variant = variant_of(main_weights(folder / "unet")[0].name)
-    hash_here = weights_hash(UNet2DModel.from_pretrained(folder / "unet", variant=variant, use_safetensors=True))
+    unet = UNet2DModel.from_pretrained(folder / "unet", variant=_variant(folder), use_safetensors=True)
+    hash_here = weights_hash(unet)
     _, scheduler, _ = load_configs(folder)
     fitted = (scheduler["calibrated_schedules"] or {}).get("schedules", {}).values()
     known = {"scheduler": [describe_scheduler(scheduler)]}
@@ -215,6 +215,11 @@ def _by_model(rows: list[dict], folder: Path) -> tuple[list[dict], dict[str, lis
         OTHERWISE: [row for row in of_weights if row not in own],
         OF_OTHERS: [row for row in rows if row not in of_weights],
     }
+
+
+def _variant(folder: Path) -> str | None:
+    """That of the weights, where there are none without one."""
+    return next((variant_of(file.name) for file in main_weights(folder / "unet")), None)
 
 
 def _recorded(file: Path) -> dict[str, Any]:
@@ -303,7 +308,8 @@ def _body(
     measured_too = [f"{heading}\n\n{_results(some)}" for heading, some in others.items() if some]
     sections = {
         f"# {title}": picture + _introduction(unet, names),
-        "## Load it": _load(_address(folder, repo_id), names, null_is_trained) + _ignored_by_diffusers(scheduler),
+        "## Load it": _load(_address(folder, repo_id), _variant(folder), names, null_is_trained)
+        + _ignored_by_diffusers(scheduler),
         "## Classes": _classes(names, null_is_trained),
         "## Results": "\n\n".join([_results(rows) or UNMEASURED, *measured_too]),
         "## Network": _network(folder, unet),
@@ -328,11 +334,12 @@ def _class_names(folder: Path, unet: dict) -> list[str]:
     return [names.get(str(number), str(number)) for number in range((unet.get("num_class_embeds") or 1) - 1)]
 
 
-def _load(address: str, names: list[str], null_is_trained: bool) -> str:
+def _load(address: str, variant: str | None, names: list[str], null_is_trained: bool) -> str:
+    where = {"address": address, "variant": f', variant="{variant}"' if variant else ""}
     if not names:
-        return LOAD.format(address=address)
+        return LOAD.format(**where)
     guidance = "guidance_scale=1.5, " if null_is_trained else ""
-    return LOAD_CLASSES.format(address=address, name=json.dumps(names[0], ensure_ascii=False), guidance=guidance)
+    return LOAD_CLASSES.format(**where, name=json.dumps(names[0], ensure_ascii=False), guidance=guidance)
 
 
 def _classes(names: list[str], null_is_trained: bool) -> str:

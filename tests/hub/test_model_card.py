@@ -329,9 +329,14 @@ def test_the_lines_that_load_a_pushed_model_run_as_printed(hub, run):
         assert names["image"].size == (8, 8)
 
 
+@pytest.mark.parametrize("variant", [None, "fp16"])
 @pytest.mark.parametrize("inside", [True, False])
-def test_the_lines_that_load_a_folder_run_as_printed(run, monkeypatch, inside):
-    """A card written in a folder loads it from where it was written if that is above it, or else from the folder."""
+def test_the_lines_that_load_a_folder_run_as_printed(run, monkeypatch, inside, variant):
+    """A card written in a folder loads it from where it was written if that is above it, or else from the folder; by
+    its variant where it has no other weights."""
+    if variant:
+        whole = run / "unet/diffusion_pytorch_model.safetensors"
+        whole.rename(whole.with_suffix(f".{variant}.safetensors"))
     monkeypatch.chdir(run.parent if inside else ROOT)
     blocks = python_blocks(write_model_card(run).read_text())
     monkeypatch.chdir(run.parent if inside else run)

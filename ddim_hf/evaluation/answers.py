@@ -382,10 +382,15 @@ def _measure_folder(question: Question, results: Results):
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{str(folder)!r} holds neither a model nor images: {error}") from error
     _refuse_single(images)
+    sampled = _how_sampled(folder)
+    if question.seed and "seed" in sampled:
+        raise ValueError(
+            f"seed is {question.seed} of images that were made from {sampled['seed']}; allowed: the default"
+        )
     # The resolution says which of clean-fid's statistics; images are read at their own, whatever the first one's is.
     target = _load_target(question, resolution=images[[0]][0].shape[-1], channels=None)
     row = {"seed": question.seed, "model": short_name(folder), "images_hash": images.fingerprint}
-    row |= target.protocol | {"num_images": len(images)} | _how_sampled(folder)
+    row |= target.protocol | {"num_images": len(images)} | sampled
     rows = target.rows(row)
     if not results.has(*rows):
         values = image_distances(images, target.extractor, *target.reference, seed=row["seed"] or 0)

@@ -317,6 +317,8 @@ def test_a_folder_that_generate_filled_has_the_rows_of_the_model(ask, tmp_path):
         generate(load_pipeline(name), tmp_path / str(number) / "samples", **sampling)
         (of_model,), (of_images,) = ask(name, "digits"), ask(tmp_path / str(number) / "samples", "digits")
         assert of_images["scheduler"] == of_model["scheduler"] == (settings or None)
+        with pytest.raises(ValueError, match="seed is 5 of images that were made from 0; allowed: the default"):
+            ask(tmp_path / str(number) / "samples", "digits", seed=5, kid=True)
         shared = of_model.keys() & of_images.keys() - {"value", "reference_hash"}  # the reference in colour
         assert {key: of_images[key] for key in shared} == {key: of_model[key] for key in shared}
         assert {"network", "weights_hash", "implementation", "tau", "variance", "seed"} <= shared
@@ -358,9 +360,9 @@ def test_a_network_that_makes_nan_has_no_figures(ask, tmp_path):
         ({}, r"from the seeds \[0, 1, 2, 3, 4\]"),
         (
             {"distance": False, "loss": True, "data_images": 50},
-            "the denoising loss of 50 images is not finite .*: image 0 of digits",
+            "the denoising loss of 16 images is not finite .*: image 0 of digits",
         ),
-        ({"distance": False, "reconstruction": [2], "data_images": 50}, "the reconstruction error of 50 images"),
+        ({"distance": False, "reconstruction": [2], "data_images": 50}, "the reconstruction error of 16 images"),
     ]:
         with pytest.raises(ValueError, match=message):
             ask(tmp_path / "nan", "digits", **settings)

@@ -14,6 +14,8 @@ from ..reports.provenance import machine, package_versions
 from .rows import line, protocol
 from .tables import plot, plot_guidance, tables
 
+PICTURES = ("fid_vs_steps.png", "guidance.png")
+
 
 class Results:
     """The rows of a JSON file, which several evaluations may fill at the same time.
@@ -21,7 +23,8 @@ class Results:
     Every process has to call each method, and all see the main process's file.
 
     Raises:
-        ValueError: the file is there and is not such a file.
+        ValueError: the file is there and is not such a file, or the table or a picture beside it is there without it:
+            it is not of an evaluation, and would be replaced.
         OSError: it cannot be written; this is found before there is a figure to lose.
     """
 
@@ -62,6 +65,12 @@ class Results:
         """Make the folder, try to write into it, and read what is there."""
         try:
             with self._lock():
+                beside = [self.file.with_suffix(".md"), *map(self._picture, PICTURES)]
+                if not self.file.is_file() and (others := [file for file in beside if file.is_file()]):
+                    raise ValueError(
+                        f"output is {str(self.file)!r}, and {others[0].name} is there without it and would be replaced; "
+                        "allowed: another name, or none of this name there"
+                    )
                 return self._read()
         except OSError as error:
             raise OSError(f"--output {str(self.file)!r} cannot be written: {why_not_written(error)}") from error
@@ -86,9 +95,9 @@ class Results:
             write_text(self.file, json.dumps({"results": merged}, indent=2, allow_nan=False) + "\n")
             write_text(self.file.with_suffix(".md"), tables(merged))
             if any(row["metric"] in FRECHET for row in rows):
-                plot(merged, self._picture("fid_vs_steps.png"))
+                plot(merged, self._picture(PICTURES[0]))
             if {row.get("guidance_scale") for row in merged} - {None, 1}:
-                plot_guidance(merged, self._picture("guidance.png"))
+                plot_guidance(merged, self._picture(PICTURES[1]))
         for row in rows:
             print(line(row), flush=True)
         return merged

@@ -155,6 +155,21 @@ def test_two_files_of_one_folder_have_pictures_of_their_own(tmp_path):
     assert {file.name for file in tmp_path.glob("*.png")} == pictures | {f"mine-{name}" for name in pictures}
 
 
+@pytest.mark.parametrize("name", ["notes.md", "notes-fid_vs_steps.png", "notes-guidance.png"])
+def test_files_of_others_are_not_replaced(tmp_path, name):
+    """A table or picture that lies there without the JSON file, and so was not written with it, is refused at once and
+    stays; beside the JSON file it is written anew."""
+    (tmp_path / name).write_text("somebody's")
+    with pytest.raises(
+        ValueError, match=f"notes.json', and {name} is there without it and would be replaced; allowed"
+    ):
+        Results(tmp_path / "notes.json")
+    assert (tmp_path / name).read_text() == "somebody's"
+    Results(tmp_path / "other.json").add(ROW | {"value": 1.0})
+    Results(tmp_path / "other.json").add(ROW | {"value": 2.0})
+    assert "2.00" in (tmp_path / "other.md").read_text()
+
+
 def test_a_figure_of_another_evaluation_counts(tmp_path):
     """What another evaluation has measured since this one began is not measured again."""
     mine, theirs = Results(tmp_path / "r.json"), Results(tmp_path / "r.json")

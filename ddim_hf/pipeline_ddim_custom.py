@@ -719,7 +719,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
             teacher's) and "teacher" steps, as in `figures` of `ddim_hf.calibration.certificate`.
 
         Raises:
-            ValueError: a number outside what is listed, or another class of scheduler.
+            ValueError: a number outside what is listed, another class of scheduler, or a network whose images are not
+                finite.
         """
         if not isinstance(self.scheduler, DDIMSchedulerCustom):
             raise ValueError(f"calibrating {type(self.scheduler).__name__}; allowed: DDIMSchedulerCustom")

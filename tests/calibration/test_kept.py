@@ -243,6 +243,17 @@ def test_calibrate_refuses_what_it_cannot_do(fitted, arguments, message):
         fitted.calibrate(**{"num_inference_steps": 5, **SETTINGS, **arguments})
 
 
+def test_a_network_that_makes_nan_is_not_fitted_to(fitted):
+    """Images of many steps that are NaN end the calibration with a line that says so."""
+    pipe = DDIMCustomPipeline(copy.deepcopy(fitted.unet), DDIMSchedulerCustom())
+    pipe.set_progress_bar_config(disable=True)
+    pipe.unet.conv_out.bias.data.fill_(float("nan"))
+    with pytest.raises(
+        ValueError, match=r"^the network's images in 12 steps, .* are not finite .*\[0, 1, 2\], counted"
+    ):
+        pipe.calibrate(4, **SETTINGS)
+
+
 def with_classes() -> DDIMCustomPipeline:
     unet = tiny_unet(num_class_embeds=5).eval()
     torch.nn.init.normal_(unet.class_embedding.weight, std=5.0)

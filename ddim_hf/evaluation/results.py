@@ -68,7 +68,7 @@ class Results:
                 beside = [self.file.with_suffix(".md"), *map(self._picture, PICTURES)]
                 if not self.file.is_file() and (others := [file for file in beside if file.is_file()]):
                     raise ValueError(
-                        f"output is {str(self.file)!r}, and {others[0].name} is there without it and would be replaced; "
+                        f"output is {str(self.file)!r}, and {others[0].name} is there without it, to be replaced; "
                         "allowed: another name, or none of this name there"
                     )
                 return self._read()

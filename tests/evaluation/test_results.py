@@ -161,7 +161,7 @@ def test_files_of_others_are_not_replaced(tmp_path, name):
     stays; beside the JSON file it is written anew."""
     (tmp_path / name).write_text("somebody's")
     with pytest.raises(
-        ValueError, match=f"notes.json', and {name} is there without it and would be replaced; allowed"
+        ValueError, match=f"notes.json', and {name} is there without it, to be replaced; allowed: another"
     ):
         Results(tmp_path / "notes.json")
     assert (tmp_path / name).read_text() == "somebody's"

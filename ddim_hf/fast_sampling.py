@@ -38,7 +38,7 @@ class FastNetwork:
         if dtype not in (None, unet.dtype) and unet.dtype != torch.float32:
             raise ValueError(f"dtype is {dtype}; allowed with a network of {unet.dtype}: None, or its own")
         self.unet, self.device, self.asked_for = unet, device, (dtype, compile)
-        self._own_dtype = unet.dtype
+        self._own_dtype, self.seconds_compiling = unet.dtype, 0.0  # up to now
         if unet.dtype != torch.float32:
             self.dtype, reason = unet.dtype, "the network's own"
         elif dtype is None:
@@ -108,6 +108,8 @@ class FastNetwork:
             return output
         except torch._dynamo.exc.TorchDynamoException as error:  # no headers, a failing compiler, a torn cache
             cause = getattr(error, "inner_exception", error)
+        finally:
+            self.seconds_compiling += time.perf_counter() - began
         reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
         warnings.warn(f"compilation failed ({reason[:500]}): fast sampling goes on uncompiled", stacklevel=2)
         self.compiled = False

@@ -9,6 +9,7 @@ power of 2. Another device, block size, dtype or version of torch may change sin
 """
 
 import contextlib
+import inspect
 import json
 import math
 import os
@@ -235,6 +236,14 @@ def describe_network(pipe: DDIMCustomPipeline) -> str:
     if pipe.fast_network:
         return f"fast sampling, {pipe.fast_network.dtype_name}"
     return str(pipe.unet.dtype).removeprefix("torch.")
+
+
+def describe_scheduler(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The settings of a scheduler's config, as JSON has it, that are not the default; tau and variance stand by
+    themselves, and so does a fitted schedule."""
+    defaults = inspect.signature(DDIMSchedulerCustom.__init__).parameters
+    names = sorted(defaults.keys() & config.keys() - {"skip_type", "variance", "calibrated_schedules"})
+    return {name: config[name] for name in names if config[name] != defaults[name].default} or None
 
 
 def _manifest(pipe: DDIMCustomPipeline, revision: str | None) -> dict[str, Any]:

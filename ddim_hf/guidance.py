@@ -310,7 +310,9 @@ def check_guide(
     Of a guide without a pipeline, guides_scheduler None, it is taken that it was trained on the scheduler's betas.
     """
     shapes = [(each.config.in_channels, each.config.sample_size) for each in (unet, guide)]
-    if shapes[0] != shapes[1]:
+    # One number is height and width
+    pairs = [(channels, [size] * 2 if isinstance(size, int) else list(size or ())) for channels, size in shapes]
+    if pairs[0] != pairs[1]:
         shown = ["{} channels of size {}".format(*shape) for shape in shapes]
         raise ValueError(f"the guide takes states of {shown[1]}; allowed: those of the network, {shown[0]}")
     classes = [number_of_classes(each) for each in (unet, guide)]

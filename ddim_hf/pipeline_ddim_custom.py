@@ -20,11 +20,19 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
 from diffusers.utils import is_accelerate_available
 from diffusers.utils.torch_utils import randn_tensor
+from filelock import FileLock
 from PIL import Image
 
-from .calibration import MOST_IN_A_BLOCK, find_schedule, fit_schedules, keep_schedules
+from .calibration import (
+    MOST_IN_A_BLOCK,
+    add_schedules_of,
+    describe_sampler,
+    find_schedule,
+    fit_schedules,
+    keep_schedules,
+)
 from .fast_sampling import FastNetwork
-from .files import write_text
+from .files import read_json, write_text
 from .guidance import (
     Condition,
     Network,
@@ -711,7 +719,8 @@ class DDIMCustomPipeline(DiffusionPipeline):
             teacher's) and "teacher" steps, as in `figures` of `ddim_hf.calibration.certificate`.
 
         Raises:
-            ValueError: a number outside what is listed, or another class of scheduler.
+            ValueError: a number outside what is listed, another class of scheduler, or a network whose images are not
+                finite.
         """
         if not isinstance(self.scheduler, DDIMSchedulerCustom):
             raise ValueError(f"calibrating {type(self.scheduler).__name__}; allowed: DDIMSchedulerCustom")
@@ -898,11 +907,30 @@ class DDIMCustomPipeline(DiffusionPipeline):
     def save_scheduler(self, save_directory: str | Path):
         """Write the scheduler's config alone, into a folder that `save_pretrained` has written.
 
-        Raises ValueError for another folder, and for a checkpoint of a training, which goes on only as it was written.
+        Few-step schedules that the folder holds for the same weights and settings stay, save those that the pipeline
+        has anew; of others it warns, as they go. Raises ValueError for another folder, and for a checkpoint of a
+        training, which goes on only as it was written.
         """
         check_scheduler_folder(Path(save_directory))
-        write_text(Path(save_directory, "scheduler", "scheduler_config.json"), self.scheduler.to_json_string())
-        _write_stock_names(Path(save_directory))
+        file = Path(save_directory, "scheduler", "scheduler_config.json")
+        config = json.loads(self.scheduler.to_json_string())
+        with FileLock(file.with_name(f".{file.name}.lock")):  # another calibration may end at the same time
+            if there := read_json(file).get("calibrated_schedules"):
+                record = add_schedules_of(there, self._record_of_schedules())
+                config["calibrated_schedules"] = record if record["schedules"] else None
+                if lost := [name for name in there["schedules"] if name not in record["schedules"]]:
+                    warnings.warn(
+                        f"the few-step schedules in {save_directory} for {', '.join(lost)} were fitted to other "
+                        "weights or settings than this model has, and go",
+                        stacklevel=2,
+                    )
+            write_text(file, json.dumps(config, indent=2, sort_keys=True))
+            _write_stock_names(Path(save_directory))
+
+    def _record_of_schedules(self) -> dict[str, Any]:
+        """The scheduler's own, or one without any schedule."""
+        there, sampler = self.scheduler.config.get("calibrated_schedules"), describe_sampler(self.scheduler.config)
+        return there or {"weights_hash": self._weights_hash(), "sampler": sampler, "schedules": {}}
 
     def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> str:
         """Push as one commit, with a model card, and return the address; the arguments are those of diffusers."""

@@ -1,11 +1,14 @@
 """Fit few-step schedules to a model: python examples/calibrate.py MODEL --num_inference_steps 5,10,20"""
 
 import argparse
+import tempfile
 from pathlib import Path
 
 from ddim_hf.calibration import table
 from ddim_hf.command_line import add_class_flags, run, take_classes
+from ddim_hf.files import why_not_written
 from ddim_hf.generation import load_pipeline
+from ddim_hf.hub import is_model
 from ddim_hf.pipeline_ddim_custom import check_scheduler_folder
 from ddim_hf.processes import processes
 
@@ -37,19 +40,31 @@ def main():
     in_place = folder is None or folder.resolve() == Path(model).resolve()
     if in_place:  # said before the work
         check_scheduler_folder(Path(model))
+    elif is_model(folder):
+        parser.error(f"--output_dir {folder} holds a model already; allowed: a new folder, or that model in place")
+    check_writable(Path(model, "scheduler") if in_place else folder)
     pipe = load_pipeline(model, revision=revision, fast=fast)
     first = processes().is_main_process
     pipe.set_progress_bar_config(disable=not first, desc="calibrating", unit="image", smoothing=0.05)
     certificates = pipe.calibrate(**settings, **classes)
     if first:
+        print(table(certificates), flush=True)
         pipe.disable_fast_sampling()
         if in_place:
             pipe.save_scheduler(model)
         else:
             pipe.save_pretrained(folder)
-        print(table(certificates))
         if pipe.scheduler.config.calibrated_schedules:
             print(f"the schedules lie in {Path(folder or model) / 'scheduler' / 'scheduler_config.json'}")
+
+
+def check_writable(folder: Path):
+    """Make a folder, and try to write into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(f"{str(folder)!r} cannot be written: {why_not_written(error)}") from error
 
 
 if __name__ == "__main__":

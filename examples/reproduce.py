@@ -20,6 +20,7 @@ from ddim_hf import DDIMCustomPipeline
 from ddim_hf.command_line import DATA_FLAGS, add_data_flags, run
 from ddim_hf.evaluation import Question
 from ddim_hf.evaluation.features import load_feature_extractor
+from ddim_hf.evaluation.results import read_rows
 from ddim_hf.evaluation.rows import protocol
 from ddim_hf.evaluation.tables import tables
 from ddim_hf.files import whole_file, write_text
@@ -189,7 +190,8 @@ def copy_whole(picture: Path, file: Path):
 
 def report(recipe: str, folder: Path, dataset: str, note: str, name: str) -> str:
     """The run's settings, tables and pictures, whose names begin with the report's, as Markdown."""
-    results = json.loads((folder / "results.json").read_text())
+    rows = read_rows(folder / "results.json")
+    machines = "; ".join(dict.fromkeys(row["machine"] for row in rows if "machine" in row))
     config = json.loads((folder / "config.json").read_text())
     near = json.loads((folder / "nearest" / "nearest.json").read_text())
     rate = statistics.median(row["images_per_second"] for row in read_log(folder) if "images_per_second" in row)
@@ -223,9 +225,9 @@ from what the run recorded, whose training was started, or last gone on with, by
 
 **Distances** are of the averaged weights' samples to the training split; "real images" is the same distance of as many
 held-out images (or all there are), which is what a perfect model would get. The table was measured on
-{results["machine"]}. Only distances at the same number of images compare.
+{machines}. Only distances at the same number of images compare.
 
-{chance(results["results"])}{denoising(recipe, results["results"])}{tables(of_first_seeds(results["results"]))}
+{chance(rows)}{denoising(recipe, rows)}{tables(of_first_seeds(rows))}
 **The true FID** (the recipe's own images without loss, Inception, the paper's 50,000 samples) is measured by
 
 ```sh

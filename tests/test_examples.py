@@ -393,6 +393,7 @@ def test_from_training_to_report(tmp_path, model):
     again = [row["value"] for row in rows if row.get("num_inference_steps") == 50]
     assert len(again) == 1 and "sets of seeds" not in text and "seed 8" not in text
     assert "The text that this package was written after gives 0.03-0.04" in text
+    assert all(row["machine"] in text for row in rows)
     for implementation in ("ddim_hf", "stock", "real images (validation)"):
         assert f"implementation {implementation}" in text
     for name in re.findall(r"!\[.*\]\((.*)\)", text):

@@ -379,6 +379,19 @@ def test_guides_of_other_processes_raise(pipe):
             pipe(class_labels=0, guidance_scale=2, guide=guide)
 
 
+@pytest.mark.parametrize("size", [(8, 8), [8, 8]])
+def test_a_size_of_two_numbers_is_that_of_one(size):
+    """A guide whose sample_size is a pair, or a list as JSON has it, guides a network of that height and width."""
+    plain = quiet(DDIMCustomPipeline(tiny_unet(), DDIMSchedulerCustom()))
+    guide = tiny_unet()
+    guide.register_to_config(sample_size=size)
+    run = dict(num_inference_steps=2, guidance_scale=2.0, seeds=[0], output_type="latent")
+    assert torch.equal(plain(guide=guide, **run).images, plain(guide=tiny_unet(), **run).images)
+    guide.register_to_config(sample_size=(8, 16))
+    with pytest.raises(ValueError, match=r"the guide takes states of 1 channels of size \(8, 16\); allowed"):
+        plain(guide=guide, **run)
+
+
 def test_networks_without_classes_take_no_labels():
     """Labels for a network without classes raise, and so does guidance without a guide."""
     plain = quiet(DDIMCustomPipeline(tiny_unet(), DDIMSchedulerCustom()))

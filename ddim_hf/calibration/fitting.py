@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..images import is_finite
 from ..scheduling_ddim_custom import PLAIN, DDIMSchedulerCustom
 from .blocks import Block, in_order, own_blocks
 from .certificate import error, figures
@@ -70,6 +71,9 @@ def fit_schedules(
         The certificate holds `figures` on the second half of the noises for "calibrated", "plain" in S, 2 S and 5 S
         steps (where these are fewer than the teacher's) and the "teacher". It may say that the schedule is worse than
         plain.
+
+    Raises:
+        ValueError: the teacher's images are not finite.
     """
     scheduler = copy.deepcopy(scheduler)
     blocks = list(own_blocks(draw, num_images, max_batch_size))
@@ -133,7 +137,10 @@ def _passes(block: Block, num_inference_steps: Sequence[int], teacher_steps: int
 
 
 def _follow_teacher(network: Network, scheduler: DDIMSchedulerCustom, block: Block, bar: tqdm):
-    """Sample the block in the scheduler's steps; of the half for the fit keep what the fit looks at."""
+    """Sample the block in the scheduler's steps; of the half for the fit keep what the fit looks at.
+
+    Raises ValueError for images that are NaN or infinite.
+    """
     x, states, x0, epsilon = block.noise, [], [], []
     for t in scheduler.timesteps.tolist():
         output = predict(network, block, x, t, bar)
@@ -144,6 +151,11 @@ def _follow_teacher(network: Network, scheduler: DDIMSchedulerCustom, block: Blo
         x = stepped.prev_sample
         if not block.held_out:
             x0.append(block.seen(stepped.pred_original_sample))
+    if bad := [number for number, finite in zip(block.numbers, is_finite(x), strict=True) if not finite]:
+        raise ValueError(
+            f"the network's images in {len(scheduler.timesteps)} steps, which others are fitted to, are not finite "
+            f"(NaN or infinite): those of the noises {bad[:5]}, counted from 0"
+        )
     block.images = x
     if not block.held_out:
         block.states, block.x0, block.epsilon = torch.stack([*states, block.seen(x)]), *map(torch.stack, (x0, epsilon))

@@ -34,16 +34,22 @@ def keep_schedules(
         weights_hash: the network's.
         settings: of the fit, for the record.
     """
-    there, sampler = scheduler.config.calibrated_schedules or {}, describe_sampler(scheduler.config)
-    same = there.get("weights_hash") == weights_hash and there.get("sampler") == sampler
-    schedules = dict(there["schedules"]) if same else {}
+    schedules = {}
     classes = {} if condition.classes is None else {"classes": condition.classes}
     for steps, (schedule, certificate) in fitted.items():
         if is_better(steps, certificate):
             made = {"settings": settings, "certificate": certificate}
             schedules[_key(steps, condition) + _of_classes(condition.classes)] = schedule._asdict() | classes | made
+    sampler = describe_sampler(scheduler.config)
     record = {"weights_hash": weights_hash, "sampler": sampler, "schedules": schedules}
-    scheduler.change_config(calibrated_schedules=record if schedules else None)
+    record = add_schedules_of(scheduler.config.calibrated_schedules, record)
+    scheduler.change_config(calibrated_schedules=record if record["schedules"] else None)
+
+
+def add_schedules_of(there: dict[str, Any] | None, record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record of schedules with those of another beside its own, if it is of the same network and sampler."""
+    same = there and all(there.get(key) == record[key] for key in ("weights_hash", "sampler"))
+    return record | {"schedules": there["schedules"] | record["schedules"]} if same else record
 
 
 def find_schedule(config: dict[str, Any], num_inference_steps: int, condition: Condition) -> dict[str, Any] | None:

@@ -1,6 +1,5 @@
 """Figures that a paper could cite: each is measured unless it is there already, and kept with its protocol."""
 
-import inspect
 import itertools
 import json
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import numpy as np
 from ..data import ImageSet, load_images
 from ..data.cache import digest
 from ..data.folders import sample_manifest
-from ..generation import default_max_batch_size, describe_network, load_pipeline, weights_hash
+from ..generation import default_max_batch_size, describe_network, describe_scheduler, load_pipeline, weights_hash
 from ..images import square_size
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import on_main, once_a_machine, processes
@@ -197,7 +196,8 @@ def _measure_model(question: Question, results: Results):
     sets = [(_load_labelled if names else _load_split)(question, split, size) for split in splits]
 
     model = {"seed": question.seed, "model": short_name(question.model), "weights_hash": weights_hash(pipe.unet)}
-    model |= {"network": describe_network(pipe), "scheduler": _scheduler_settings(pipe), **size}
+    scheduler = describe_scheduler(json.loads(pipe.scheduler.to_json_string()))
+    model |= {"network": describe_network(pipe), "scheduler": scheduler, **size}
     if question.distance:
         target = _load_target(question, **size)
         if question.floor:
@@ -210,20 +210,13 @@ def _measure_model(question: Question, results: Results):
         _measure_reconstruction(question, pipe, images, model, results)
 
 
-def _scheduler_settings(pipe: DDIMCustomPipeline) -> dict[str, Any] | None:
-    """Those that are not the default; tau and variance stand by themselves."""
-    defaults = inspect.signature(DDIMSchedulerCustom.__init__).parameters
-    config = json.loads(pipe.scheduler.to_json_string())  # as results.json will give them back
-    names = sorted(defaults.keys() & config.keys() - {"skip_type", "variance", "calibrated_schedules"})
-    return {name: config[name] for name in names if config[name] != defaults[name].default} or None
-
-
 def _measure_floor(question: Question, target: _Target, size: dict[str, int], results: Results):
     """The distances of real images, as many as are sampled: what a perfect model would get."""
     images = _load_split(question, question.floor, size)
     _refuse_single(images)
     count = min(question.num_images, len(images))
     row = target.protocol | size | {"implementation": f"real images ({question.floor})", "num_images": count}
+    row |= {"drawn": "evenly"} if count < len(images) else {}  # before it was the first
     rows = target.rows(row | {"images_hash": images.fingerprint})
     if not results.has(*rows):
         values = image_distances(images, target.extractor, *target.reference, count=count)
@@ -258,20 +251,28 @@ def _measure_cells(
         unfinished = _unfinished(question, sampler, rows[0], target.classifier)
         if not results.has(*rows):
             _set_scheduler(sampler, cell.tau, cell.variance)
+            compiling = _seconds_compiling(sampler, its_guide)
             values = _sample_distances(question, cell, sampler, its_guide, target, unfinished)
             seconds = {key: round(value, 3) for key, value in values.items() if key.startswith("seconds")}
             results.add(*(row | {"value": values[row["metric"]], **_by_class(row, values), **seconds} for row in rows))
             to_come = [other for other in to_come if other != cell]
             if seconds and to_come and not said and processes().is_main_process:
                 said = True
-                print(_time_to_come(seconds, cell, to_come), flush=True)
+                compiling = _seconds_compiling(sampler, its_guide) - compiling
+                print(_time_to_come(seconds, cell, to_come, compiling), flush=True)
         unfinished.remove()
 
 
-def _time_to_come(seconds: dict[str, float], done: Cell, to_come: list[Cell]) -> str:
-    """How long these cells will take, by what one took: sampling in proportion to its passes, features alike."""
+def _seconds_compiling(*pipes: DDIMCustomPipeline | None) -> float:
+    """What fast sampling has spent on it up to now."""
+    return sum(pipe.fast_network.seconds_compiling for pipe in pipes if pipe and pipe.fast_network)
+
+
+def _time_to_come(seconds: dict[str, float], done: Cell, to_come: list[Cell], compiling: float) -> str:
+    """How long these cells will take, by what one took: sampling in proportion to its passes, features alike, and
+    compiling, which is done once, not again."""
     features = seconds["seconds_waiting"]
-    a_pass = (seconds["seconds"] - features) / done.passes
+    a_pass = max(seconds["seconds"] - features - compiling, 0) / done.passes
     total = sum(a_pass * cell.passes + features for cell in to_come)
     return f"about {in_words(total)} for the {counted(len(to_come), 'cell')} to come"
 
@@ -361,7 +362,7 @@ def _data_protocol(question: Question, pipe: DDIMCustomPipeline, images: ImageSe
 
 
 def _sizes(question: Question, pipe: DDIMCustomPipeline, row: dict[str, Any]) -> dict[str, int]:
-    return {"num_images": row["num_images"], "max_batch_size": max(64, _max_batch_size(question, pipe))}
+    return {"num_images": row["num_images"], "max_batch_size": _max_batch_size(question, pipe)}
 
 
 # A folder of images
@@ -381,10 +382,15 @@ def _measure_folder(question: Question, results: Results):
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{str(folder)!r} holds neither a model nor images: {error}") from error
     _refuse_single(images)
+    sampled = _how_sampled(folder)
+    if question.seed and "seed" in sampled:
+        raise ValueError(
+            f"seed is {question.seed} of images that were made from {sampled['seed']}; allowed: the default"
+        )
     # The resolution says which of clean-fid's statistics; images are read at their own, whatever the first one's is.
     target = _load_target(question, resolution=images[[0]][0].shape[-1], channels=None)
     row = {"seed": question.seed, "model": short_name(folder), "images_hash": images.fingerprint}
-    row |= target.protocol | {"num_images": len(images)} | _how_sampled(folder)
+    row |= target.protocol | {"num_images": len(images)} | sampled
     rows = target.rows(row)
     if not results.has(*rows):
         values = image_distances(images, target.extractor, *target.reference, seed=row["seed"] or 0)
@@ -394,8 +400,10 @@ def _measure_folder(question: Question, results: Results):
 def _how_sampled(folder: Path) -> dict[str, Any]:
     """What the manifest says that `generate` leaves beside its images, as the rows of a model say it."""
     manifest = sample_manifest(folder.resolve().parent if folder.resolve().name == "images" else folder)
-    kept = ("model", "weights_hash", "num_inference_steps", "eta", "tau", "variance", "seed", "class_labels")
-    row = {key: manifest[key] for key in kept if key in manifest}
+    kept = ["model", "weights_hash", "network", "num_inference_steps", "eta", "tau", "variance", "seed"]
+    row = {key: manifest[key] for key in [*kept, "class_labels"] if key in manifest}
+    if scheduler := manifest.get("scheduler"):
+        row["scheduler"] = describe_scheduler(scheduler)
     if manifest:
         row["implementation"] = "ddim_hf"
     if guidance := manifest.get("guidance"):

@@ -147,9 +147,13 @@ def image_distances(
     count: int | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """The same distances of images that are there, all of them or the first `count`, shared by all processes."""
+    """The same distances of images that are there, all of them or `count`, shared by all processes.
+
+    The count is taken evenly from all: the first of a set may be of one class alone, as folders of classes are read.
+    """
     seen = _Seen(reference_feats is not None)
-    numbers = share(len(images) if count is None else count, BATCH)
+    count = len(images) if count is None else count
+    numbers = [i * len(images) // count for i in share(count, BATCH)]
     for batch, features in feature_batches(images, extractor, numbers):
         seen.add(batch, features, [images.label(k) for k in batch])
     return seen.distances(extractor, reference, reference_feats, seed)

@@ -23,7 +23,7 @@ OF_CELLS = [
 OF_DISTANCES = [*OF_CELLS, "split", "mode", "feature_extractor", "inception_weights", "kid"]
 OF_ERRORS = ["data_splits", "data_images"]
 OF_MODELS = [*OF_CELLS, *OF_ERRORS, *("tau", "label_column", "skip_broken", "loss", "reconstruction", "revision")]
-OF_MODELS += ["distance", "fast"]
+OF_MODELS += ["distance", "fast", "max_batch_size", "max_cached_bytes"]
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,14 @@ class Question:
         output: a JSON file; a Markdown table and fid_vs_steps.png come beside it (NAME-fid_vs_steps.png of NAME.json,
             but for results.json).
         num_inference_steps, eta, tau, variance, guidance_scale: the cells are all combinations; sigma_hat is drawn at
-            eta 1 only, tau and variance are the model's own where none are given, and guidance other than 1 is for
-            models with classes, or with a guide. Models with classes draw them as often as the reference's labels have
-            them, or all alike where it has none, the class of an image from its seed alone.
+            eta 1 only (another eta is refused where there is no sigma), tau and variance are the model's own where
+            none are given, and guidance other than 1 is for models with classes, or with a guide. Models with classes
+            draw them as often as the reference's labels have them, or all alike where it has none, the class of an
+            image from its seed alone.
         guidance_interval: as in sampling, for all scales.
         guide: a worse model, its folder or id: as in sampling, for all scales but 1.
         num_images: images of each cell, image k made from seed + k.
+        seed: also of the kernel distance's subsets, of a folder of images of these alone.
         max_batch_size: as in `ddim_hf.generation.generate`.
         split, image_column, dataset_config_name, dataset_revision, label_column, skip_broken: of the reference, as
             `load_images` has them.
@@ -90,8 +92,8 @@ class Question:
         calibrated: also sample by the schedules that the model has, at eta 0.
         also: also sample with diffusers' DDIMPipeline ("stock"), which knows tau "uniform" and variance "sigma", and
             at eta 0 with other schedulers of diffusers' ("unipc", "dpmpp", "deis").
-        floor: a split whose first `num_images` real images are measured like samples, `kid` too: what a perfect model
-            would get.
+        floor: a split of which `num_images` real images, taken evenly, are measured like samples, `kid` too: what a
+            perfect model would get.
         loss, reconstruction: the denoising loss, and the reconstruction error in so many steps, on `data_splits`,
             the first `data_images` of each.
         revision: of a model on the Hub.
@@ -158,6 +160,8 @@ class Question:
             raise ValueError(f"data_images is {self.data_images}; allowed: whole numbers from 1")
         if self.of_images:
             self._refuse(OF_MODELS, f"{str(self.model)!r} is a folder of images", "a model")
+            if not self.kid:
+                self._refuse(["seed"], f"{str(self.model)!r} is a folder of images without kid", "a model, or kid")
             return
         if not (self.distance or self.loss or self.reconstruction):
             raise ValueError("nothing to measure: no distance, no denoising loss and no reconstruction is asked for")
@@ -166,6 +170,8 @@ class Question:
         if not self.distance:
             without = OF_DISTANCES + ["tau"] * (not self.reconstruction)
             self._refuse(without, "no distance is asked for", "with distances")
+            if not self.loss:
+                self._refuse(["seed"], "a reconstruction draws nothing", "with distances or loss")
         if not (self.loss or self.reconstruction):
             self._refuse(OF_ERRORS, "no loss and no reconstruction is asked for", "with one of them")
 
@@ -205,6 +211,8 @@ class Question:
         if not self.distance:
             return []
         variances, cells = self.variance or [pipe.scheduler.config.variance], []
+        if "sigma" not in variances and set(self.eta) != {1}:
+            self._refuse(["eta"], "the variance is sigma_hat alone", "1, or sigma too")
         for tau, variance in itertools.product(self.taus(pipe), variances):
             etas = self.eta if variance == "sigma" else (1.0,)
             for eta, guidance, steps in itertools.product(etas, self._guidance(pipe), self.num_inference_steps):

@@ -14,6 +14,8 @@ from ..reports.provenance import machine, package_versions
 from .rows import line, protocol
 from .tables import plot, plot_guidance, tables
 
+PICTURES = ("fid_vs_steps.png", "guidance.png")
+
 
 class Results:
     """The rows of a JSON file, which several evaluations may fill at the same time.
@@ -21,7 +23,8 @@ class Results:
     Every process has to call each method, and all see the main process's file.
 
     Raises:
-        ValueError: the file is there and is not such a file.
+        ValueError: the file is there and is not such a file, or the table or a picture beside it is there without it:
+            it is not of an evaluation, and would be replaced.
         OSError: it cannot be written; this is found before there is a figure to lose.
     """
 
@@ -62,19 +65,18 @@ class Results:
         """Make the folder, try to write into it, and read what is there."""
         try:
             with self._lock():
+                beside = [self.file.with_suffix(".md"), *map(self._picture, PICTURES)]
+                if not self.file.is_file() and (others := [file for file in beside if file.is_file()]):
+                    raise ValueError(
+                        f"output is {str(self.file)!r}, and {others[0].name} is there without it, to be replaced; "
+                        "allowed: another name, or none of this name there"
+                    )
                 return self._read()
         except OSError as error:
             raise OSError(f"--output {str(self.file)!r} cannot be written: {why_not_written(error)}") from error
 
     def _read(self) -> list[dict[str, Any]]:
-        if not self.file.is_file():
-            return []
-        try:
-            rows = json.loads(self.file.read_text())["results"]
-            # Earlier versions wrote NaN, which is neither a figure nor JSON: it is measured again.
-            return [row for row in rows if row["metric"] and math.isfinite(row["value"])]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.file} is not a results file: give another --output") from error
+        return read_rows(self.file) if self.file.is_file() else []
 
     def _lock(self) -> FileLock:
         """Another evaluation may read, add and write at the same time: one after the other."""
@@ -88,15 +90,30 @@ class Results:
     def _merge(self, rows: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
         """Add to what the file holds by now, and write all of it; return that."""
         with self._lock():
-            new = [protocol(row) for row in rows]
-            merged = [row for row in self._read() if protocol(row) not in new] + list(rows)
-            content = {"results": merged, "versions": package_versions(), "machine": machine()}
-            write_text(self.file, json.dumps(content, indent=2, allow_nan=False) + "\n")
+            new, where = [protocol(row) for row in rows], {"machine": machine(), "versions": package_versions()}
+            merged = [row for row in self._read() if protocol(row) not in new] + [row | where for row in rows]
+            write_text(self.file, json.dumps({"results": merged}, indent=2, allow_nan=False) + "\n")
             write_text(self.file.with_suffix(".md"), tables(merged))
             if any(row["metric"] in FRECHET for row in rows):
-                plot(merged, self._picture("fid_vs_steps.png"))
+                plot(merged, self._picture(PICTURES[0]))
             if {row.get("guidance_scale") for row in merged} - {None, 1}:
-                plot_guidance(merged, self._picture("guidance.png"))
+                plot_guidance(merged, self._picture(PICTURES[1]))
         for row in rows:
             print(line(row), flush=True)
         return merged
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a results file. Where one does not say on which machine and with which packages it was measured, as
+    in files of before, it was with those of the file.
+
+    Raises ValueError for another file.
+    """
+    try:
+        content = json.loads(file.read_text())
+        where = {key: content[key] for key in ("machine", "versions") if key in content}
+        # Earlier versions wrote NaN, which is neither a figure nor JSON: it is measured again.
+        rows = [row for row in content["results"] if row["metric"] and math.isfinite(row["value"])]
+        return [row | where | row for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not a results file: give another --output") from error

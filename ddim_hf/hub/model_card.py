@@ -10,10 +10,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import RepoCard
 from huggingface_hub.repocard_data import CardData
 
+from ..data.cache import digest
 from ..files import read_json
+from ..generation import describe_scheduler
 from ..reports.markdown import grid, shown, table
 from ..reports.metrics import CELL, DISTANCES, GENERAL, MEASURED, NAMES
 from ..unet import weights_hash
+from .pull import load_configs
 from .redaction import redact, redact_command
 from .weights import count_parameters, main_weights, variant_of
 
@@ -79,11 +82,12 @@ IDLE = [
 STOCK = "diffusers' own pipeline"
 UNMEASURED = "No metric has been measured on this model."
 OF_OTHERS = "Measured too, but not on these weights:"
+OTHERWISE = "Measured too on these weights, but by settings or a fitted schedule that the scheduler no longer has:"
 
 LOAD = """```python
 from ddim_hf import DDIMCustomPipeline
 
-pipeline = DDIMCustomPipeline.from_pretrained("{address}")
+pipeline = DDIMCustomPipeline.from_pretrained("{address}"{variant})
 image = pipeline(num_inference_steps=50).images[0]
 ```
 
@@ -92,13 +96,13 @@ With diffusers alone:
 ```python
 from diffusers import DDIMPipeline
 
-pipeline = DDIMPipeline.from_pretrained("{address}")
+pipeline = DDIMPipeline.from_pretrained("{address}"{variant})
 image = pipeline(num_inference_steps=50).images[0]
 ```"""
 LOAD_CLASSES = """```python
 from ddim_hf import DDIMCustomPipeline
 
-pipeline = DDIMCustomPipeline.from_pretrained("{address}")
+pipeline = DDIMCustomPipeline.from_pretrained("{address}"{variant})
 images = pipeline(class_labels=[{name}] * 4, {guidance}num_inference_steps=50).images
 ```
 
@@ -111,7 +115,7 @@ from functools import partial
 import torch
 from diffusers import DDIMPipeline
 
-pipeline = DDIMPipeline.from_pretrained("{address}")
+pipeline = DDIMPipeline.from_pretrained("{address}"{variant})
 pipeline.unet.forward = partial(pipeline.unet.forward, class_labels=torch.tensor([0] * 4))
 images = pipeline(batch_size=4, num_inference_steps=50).images
 ```"""
@@ -156,7 +160,7 @@ def model_card(
     config, rows = _recorded(folder / "config.json"), _recorded(folder / "results.json").get("results", [])
     rows = [row for row in rows if not str(row.get("implementation")).startswith("real images")]  # not the model's
     scheduler = _recorded(folder / "scheduler/scheduler_config.json")
-    own, others = _by_weights(rows, folder / "unet")
+    own, others = _by_model(rows, folder)
     data = _metadata(name, license, config, _headlines(own, scheduler.get("skip_type", "uniform")))
     body = f"{BEGIN}\n{_body(folder, repo_id, config, scheduler, own, others)}\n{END}"
     if not existing:
@@ -188,18 +192,34 @@ def _merged(names: set[str], ours: dict, theirs: dict) -> dict:
     return merged
 
 
-def _by_weights(rows: list[dict], unet: Path) -> tuple[list[dict], list[dict]]:
-    """The rows of the weights in `unet`, and the others: of earlier weights, of another model, of some images.
+def _by_model(rows: list[dict], folder: Path) -> tuple[list[dict], dict[str, list[dict]]]:
+    """The rows of the model in a folder; and the others by what they are: of earlier weights, of another model, of
+    some images, or of these weights but by another scheduler.
 
     Rows from before version 0.2 do not tell whose they are, and count as the model's own.
     """
     if not any(row.get("weights_hash") for row in rows):
-        hash_here = None
-    else:  # as an evaluation loads them
-        variant = variant_of(main_weights(unet)[0].name)
-        hash_here = weights_hash(UNet2DModel.from_pretrained(unet, variant=variant, use_safetensors=True))
-    own = [row for row in rows if (row.get("weights_hash") or row.get("images_hash")) in (None, hash_here)]
-    return own, [row for row in rows if row not in own]
+        own = [row for row in rows if not row.get("images_hash")]
+        return own, {OF_OTHERS: [row for row in rows if row not in own]}
+    # As an evaluation loads them
+    unet = UNet2DModel.from_pretrained(folder / "unet", variant=_variant(folder), use_safetensors=True)
+    hash_here = weights_hash(unet)
+    _, scheduler, _ = load_configs(folder)
+    fitted = (scheduler["calibrated_schedules"] or {}).get("schedules", {}).values()
+    known = {"scheduler": [describe_scheduler(scheduler)]}
+    known["schedule"] = [digest({key: one[key] for key in ("timesteps", "weights")}) for one in fitted]
+
+    of_weights = [row for row in rows if (row.get("weights_hash") or row.get("images_hash")) in (None, hash_here)]
+    own = [row for row in of_weights if all(row[key] in known[key] for key in known if key in row)]
+    return own, {
+        OTHERWISE: [row for row in of_weights if row not in own],
+        OF_OTHERS: [row for row in rows if row not in of_weights],
+    }
+
+
+def _variant(folder: Path) -> str | None:
+    """That of the weights, where there are none without one."""
+    return next((variant_of(file.name) for file in main_weights(folder / "unet")), None)
 
 
 def _recorded(file: Path) -> dict[str, Any]:
@@ -279,21 +299,23 @@ def _metric_name(row: dict) -> str:
 
 
 def _body(
-    folder: Path, repo_id: str | None, config: dict, scheduler: dict, rows: list[dict], others: list[dict]
+    folder: Path, repo_id: str | None, config: dict, scheduler: dict, rows: list[dict], others: dict[str, list[dict]]
 ) -> str:
     unet = _recorded(folder / "unet/config.json")
     names, null_is_trained = _class_names(folder, unet), config.get("label_dropout") != 0
     picture = "![Samples](samples.png)\n\n" if (folder / "samples.png").is_file() else ""
     title = (repo_id or folder.resolve().name).split("/")[-1]
+    measured_too = [f"{heading}\n\n{_results(some)}" for heading, some in others.items() if some]
     sections = {
         f"# {title}": picture + _introduction(unet, names),
-        "## Load it": _load(_address(folder, repo_id), names, null_is_trained) + _ignored_by_diffusers(scheduler),
+        "## Load it": _load(_address(folder, repo_id), _variant(folder), names, null_is_trained)
+        + _ignored_by_diffusers(scheduler),
         "## Classes": _classes(names, null_is_trained),
-        "## Results": (_results(rows) or UNMEASURED) + (f"\n\n{OF_OTHERS}\n\n{_results(others)}" if others else ""),
+        "## Results": "\n\n".join([_results(rows) or UNMEASURED, *measured_too]),
         "## Network": _network(folder, unet),
         "## Noise schedule": _settings({key: scheduler[key] for key in SCHEDULE if key in scheduler}),
         "## Training": _training(config, _recorded(folder / "choice.json")),
-        "## Limits": _limits(unet, names, rows + others),
+        "## Limits": _limits(unet, names, sum(others.values(), rows)),
         "## How to reproduce": _reproduce(config),
         "## Citation": CITATION,
     }
@@ -312,11 +334,12 @@ def _class_names(folder: Path, unet: dict) -> list[str]:
     return [names.get(str(number), str(number)) for number in range((unet.get("num_class_embeds") or 1) - 1)]
 
 
-def _load(address: str, names: list[str], null_is_trained: bool) -> str:
+def _load(address: str, variant: str | None, names: list[str], null_is_trained: bool) -> str:
+    where = {"address": address, "variant": f', variant="{variant}"' if variant else ""}
     if not names:
-        return LOAD.format(address=address)
+        return LOAD.format(**where)
     guidance = "guidance_scale=1.5, " if null_is_trained else ""
-    return LOAD_CLASSES.format(address=address, name=json.dumps(names[0], ensure_ascii=False), guidance=guidance)
+    return LOAD_CLASSES.format(**where, name=json.dumps(names[0], ensure_ascii=False), guidance=guidance)
 
 
 def _classes(names: list[str], null_is_trained: bool) -> str:

@@ -105,7 +105,9 @@ def load_model(pipeline_class: type, load_folder: Callable, name: str | Path, **
     return pipeline
 
 
-def load_configs(name: str | Path, cache_dir: str | Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def load_configs(
+    name: str | Path, cache_dir: str | Path | None = None
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return a model's configs: its network's, its scheduler's as ours, its index; of the Hub nothing else is loaded.
 
     Raises as `resolve_model` does.

@@ -17,6 +17,8 @@ FRECHET = ("fid", "frechet_distance")
 KERNEL = ("kid", "kernel_distance")
 DISTANCES = FRECHET + KERNEL
 
-# Of a figure: what was measured, and its place in a table (a schedule is for one S). Other keys are its protocol.
+# Of a figure: what was measured and where, and its place in a table (a schedule is for one S); other keys are its
+# protocol.
 MEASURED = ("value", "by_timesteps", "by_class", "seconds", "seconds_features", "seconds_waiting")
+MEASURED += ("machine", "versions")
 CELL = ("eta", "variance", "guidance_scale", "num_inference_steps", "schedule")

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 
@@ -135,6 +136,35 @@ def test_schedules_go_to_disk_and_back_and_stock_samples_plainly(fitted, tmp_pat
     assert again.calibrated_schedules == fitted.scheduler.config.calibrated_schedules
 
 
+def test_schedules_that_others_have_saved_meanwhile_stay(fitted, tmp_path):
+    """Of calibrations of one folder that were loaded before any was saved, each keeps what the others found there, one
+    that has found nothing too; schedules of other weights, as those of another dtype are, go with a warning."""
+    file = tmp_path / "scheduler" / "scheduler_config.json"
+    DDIMCustomPipeline(fitted.unet, DDIMSchedulerCustom(skip_type="quad")).save_pretrained(tmp_path)
+
+    def on_disk() -> dict:
+        return json.loads(file.read_text())["calibrated_schedules"]
+
+    first, second, third = (DDIMCustomPipeline.from_pretrained(tmp_path) for _ in range(3))
+    for pipe, steps in ((first, 3), (second, [3, 4])):
+        pipe.set_progress_bar_config(disable=True)
+        pipe.calibrate(steps, num_images=4, teacher_steps=4 + np.size(steps))
+    fitted.save_scheduler(tmp_path)
+    first.save_scheduler(tmp_path)
+    assert on_disk()["schedules"].keys() == {"3", "4", "5"}
+    second.save_scheduler(tmp_path)
+    third.save_scheduler(tmp_path)
+    found = second.scheduler.config.calibrated_schedules["schedules"]
+    kept = fitted.scheduler.config.calibrated_schedules
+    assert on_disk() == kept | {"schedules": kept["schedules"] | found} and found.keys() == {"3", "4"}
+    half = DDIMCustomPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    half.set_progress_bar_config(disable=True)
+    half.calibrate(4, **SETTINGS)
+    with pytest.warns(UserWarning, match=r"schedules in .* for 3, 5 were fitted to other weights .*, and go"):
+        half.save_scheduler(tmp_path)
+    assert on_disk() == half.scheduler.config.calibrated_schedules
+
+
 def test_schedules_go_to_the_hub_and_back(fitted, hub):
     """push_to_hub sends the schedules with the model, and the model that comes back from there uses them."""
     fitted.push_to_hub("org/fitted", token=WRITER)
@@ -211,6 +241,17 @@ def test_calibrate_refuses_what_it_cannot_do(fitted, arguments, message):
     """calibrate raises ValueError with what was given and what is allowed, before any work."""
     with pytest.raises(ValueError, match=message):
         fitted.calibrate(**{"num_inference_steps": 5, **SETTINGS, **arguments})
+
+
+def test_a_network_that_makes_nan_is_not_fitted_to(fitted):
+    """Images of many steps that are NaN end the calibration with a line that says so."""
+    pipe = DDIMCustomPipeline(copy.deepcopy(fitted.unet), DDIMSchedulerCustom())
+    pipe.set_progress_bar_config(disable=True)
+    pipe.unet.conv_out.bias.data.fill_(float("nan"))
+    with pytest.raises(
+        ValueError, match=r"^the network's images in 12 steps, .* are not finite .*\[0, 1, 2\], counted"
+    ):
+        pipe.calibrate(4, **SETTINGS)
 
 
 def with_classes() -> DDIMCustomPipeline:
@@ -311,19 +352,29 @@ def test_betas_changed_in_place_turn_schedules_off(fitted, tmp_path):
 
 def test_what_save_scheduler_cannot_write_is_said_before_the_work(fitted, tmp_path, monkeypatch, capsys):
     """A checkpoint, which would no longer be whole, and a folder in another layout are refused by calibrate.py before
-    it loads them, and by save_scheduler; the folder stays as it was."""
+    it loads them, and by save_scheduler; the folder stays as it was. So is an --output_dir that cannot be made, or
+    that holds a model, whose own schedules would go."""
     fitted.save_pretrained(tmp_path)
     file, script = tmp_path / "scheduler" / "scheduler_config.json", str(ROOT / "examples" / "calibrate.py")
     monkeypatch.setattr(sys, "argv", [script, str(tmp_path), "--num_inference_steps", "3"])
 
-    def assert_refused(message: str):
+    def assert_refused_at_once(message: str):
         before = file.read_bytes()
-        with pytest.raises(ValueError, match=message):
-            fitted.save_scheduler(tmp_path)
         with pytest.raises(SystemExit) as end:
             runpy.run_path(script, run_name="__main__")
         assert end.value.code == 2 and re.search(message, capsys.readouterr().err) and file.read_bytes() == before
 
+    def assert_refused(message: str):
+        with pytest.raises(ValueError, match=message):
+            fitted.save_scheduler(tmp_path)
+        assert_refused_at_once(message)
+
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--output_dir", str(file / "below")])
+    assert_refused_at_once("scheduler_config.json/below' cannot be written: .*Not a directory")
+    shutil.copytree(tmp_path, tmp_path / "other")
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], str(tmp_path / "other")])
+    assert_refused_at_once("other holds a model already; allowed: a new folder")
+    monkeypatch.setattr(sys, "argv", sys.argv[:-2])
     (tmp_path / "state.json").write_text("{}")
     assert_refused("is a checkpoint, .*; allowed: another folder")
     (tmp_path / "state.json").unlink()

@@ -12,21 +12,24 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_unet
+from diffusers import UNet2DModel
 from PIL import Image
 from training_runs import until
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
 from ddim_hf.evaluation import evaluate
 from ddim_hf.fast_sampling import FastNetwork
+from ddim_hf.generation import generate, load_pipeline
 from ddim_hf.hub import is_model
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = {"num_inference_steps": [2, 4], "eta": [0.0, 1.0], "variance": ["sigma", "sigma_hat"], "num_images": 32}
 
 
-def test_fast_sampling_is_recorded_of_all_but_stock(files, tmp_path, monkeypatch):
+def test_fast_sampling_is_recorded_of_all_but_stock(files, tmp_path, monkeypatch, capsys):
     """With --fast, stock still runs the plain network: its row says so and has the figure that it has without. Other
-    schedulers run the fast one, to figures that are theirs but for rounding."""
+    schedulers run the fast one, to figures that are theirs but for rounding. What is said of the cells to come has no
+    compiling in it, which the first has done for them."""
     settings = {"num_inference_steps": [2], "num_images": 4, "feature_extractor": files / "features.pt"}
     settings |= {"cache_dir": tmp_path, "also": ["stock", "unipc"], "max_batch_size": 4}
     passes, own = [], FastNetwork.__call__
@@ -40,6 +43,9 @@ def test_fast_sampling_is_recorded_of_all_but_stock(files, tmp_path, monkeypatch
     assert passes == [4] * (2 + 2)  # two steps of ours and two of unipc
     assert networks["unipc"] == networks["ddim_hf"] and rows[2]["value"] == pytest.approx(plain[2]["value"], rel=0.02)
     assert rows[1]["value"] == plain[1]["value"] and rows[1]["implementation"] == "stock"
+    said = capsys.readouterr().out.split("compiled in ")[1]
+    compiled, to_come = re.match(r"(\d+) s\n.*^about (\d+) seconds for the 2 cells", said, re.S | re.M).groups()
+    assert int(to_come) < int(compiled)
 
 
 def test_schedules_and_other_schedulers_are_measured_beside_plain_steps(files, tmp_path, capsys):
@@ -107,7 +113,7 @@ def test_a_table_records_its_protocol_and_resumes(files, tmp_path, capsys):
     assert "features 0" in said and len(re.findall(r"^about .* for the 9 cells to come$", said, re.M)) == 1
 
     content = json.loads((tmp_path / "results.json").read_text())
-    assert content["results"] == rows and "torch" in content["versions"] and content["machine"]
+    assert content["results"] == rows and all("torch" in row["versions"] and row["machine"] for row in rows)
     content["results"][0]["value"] = 123.0
     del content["results"][3]
     (tmp_path / "results.json").write_text(json.dumps(content))
@@ -134,6 +140,24 @@ def test_losses_and_kernel_distance_in_the_table(files, tmp_path):
     ]
     assert found == distances + errors
     assert evaluate(str(files / "tiny"), "digits", tmp_path / "r.json", **settings) == rows
+
+
+def test_no_more_images_than_asked_for_pass_at_once(files, tmp_path, monkeypatch):
+    """max_batch_size holds for losses and reconstructions too, and changes them by no more than rounding."""
+    asked = {"distance": False, "loss": True, "reconstruction": [2], "data_splits": ["test"], "data_images": 70}
+    passed, forward = [], UNet2DModel.forward
+    monkeypatch.setattr(
+        UNet2DModel,
+        "forward",
+        lambda self, x, *rest, **words: passed.append(len(x)) or forward(self, x, *rest, **words),
+    )
+    values = []
+    for size in (3, 64, None):  # None: 16 on a CPU
+        passed.clear()
+        rows = evaluate(str(files / "tiny"), "digits", tmp_path / f"{size}.json", **asked, max_batch_size=size)
+        assert max(passed) == (size or 16)
+        values.append([row["value"] for row in rows])
+    assert values == [pytest.approx(values[0], rel=1e-5)] * 3
 
 
 @pytest.mark.parametrize(
@@ -253,6 +277,18 @@ def test_real_images_have_every_distance_that_samples_have(ask, files):
     assert floor[0] | {"metric": 0, "value": 0} == floor[1] | {"metric": 0, "value": 0}
 
 
+def test_the_floor_of_a_folder_of_classes_has_all_of_them(ask, files, tmp_path):
+    """Where images are in the order of their classes, half of them, taken evenly, have nearly the distance of all; a
+    floor of before, which was of the first images, is not taken for it, one of all images is."""
+    for name in ("train", "test"):
+        for seed in (0, 2):
+            grey_folder(tmp_path / "data" / name / str(seed), seed)
+    both = [ask(files / "tiny", tmp_path / "data", floor="test", num_images=count)[0] for count in (24, 12)]
+    assert [(row["num_images"], row.get("drawn")) for row in both] == [(24, None), (12, "evenly")]
+    (of_one_class,) = ask(tmp_path / "data/test/0", tmp_path / "data")
+    assert abs(both[1]["value"] - both[0]["value"]) < 0.1 * of_one_class["value"]
+
+
 def test_a_network_of_other_than_squares_is_refused(ask, tmp_path):
     """A network whose images are no squares is not measured against square images."""
     name = model(tmp_path / "wide", (8, 16))
@@ -270,6 +306,22 @@ def test_folders_of_one_name_are_two(ask, tmp_path):
     assert [row["model"] for row in ask(a, "digits")] == ["runA/images"] and ask(b, "digits") == []
     table = (tmp_path / "results.md").read_text()
     assert table.count("| value |") == 3 and table.count("runA/images") == 2
+
+
+def test_a_folder_that_generate_filled_has_the_rows_of_the_model(ask, tmp_path):
+    """The figure of images that `generate` left has the protocol that the model's own cell has: its network and the
+    scheduler's settings too, so that it is another figure where those are others."""
+    sampling = {"num_images": 8, "num_inference_steps": 2, "max_batch_size": 8}
+    for number, settings in enumerate(({}, {"clip_sample": False, "x0_formula": "as_printed"})):
+        name = model(tmp_path / str(number) / "model", **settings)
+        generate(load_pipeline(name), tmp_path / str(number) / "samples", **sampling)
+        (of_model,), (of_images,) = ask(name, "digits"), ask(tmp_path / str(number) / "samples", "digits")
+        assert of_images["scheduler"] == of_model["scheduler"] == (settings or None)
+        with pytest.raises(ValueError, match="seed is 5 of images that were made from 0; allowed: the default"):
+            ask(tmp_path / str(number) / "samples", "digits", seed=5, kid=True)
+        shared = of_model.keys() & of_images.keys() - {"value", "reference_hash"}  # the reference in colour
+        assert {key: of_images[key] for key in shared} == {key: of_model[key] for key in shared}
+        assert {"network", "weights_hash", "implementation", "tau", "variance", "seed"} <= shared
 
 
 # Figures that are none
@@ -308,9 +360,9 @@ def test_a_network_that_makes_nan_has_no_figures(ask, tmp_path):
         ({}, r"from the seeds \[0, 1, 2, 3, 4\]"),
         (
             {"distance": False, "loss": True, "data_images": 50},
-            "the denoising loss of 50 images is not finite .*: image 0 of digits",
+            "the denoising loss of 16 images is not finite .*: image 0 of digits",
         ),
-        ({"distance": False, "reconstruction": [2], "data_images": 50}, "the reconstruction error of 50 images"),
+        ({"distance": False, "reconstruction": [2], "data_images": 50}, "the reconstruction error of 16 images"),
     ]:
         with pytest.raises(ValueError, match=message):
             ask(tmp_path / "nan", "digits", **settings)

@@ -9,6 +9,7 @@ import pytest
 
 from ddim_hf.evaluation.results import Results
 from ddim_hf.evaluation.tables import lines_by_guidance, tables
+from ddim_hf.reports.provenance import machine, package_versions
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = {"metric": "fid", "num_images": 9, "reference": "x", "tau": "uniform", "num_inference_steps": 10, "eta": 0.0}
@@ -94,8 +95,24 @@ def test_the_repositorys_own_results_are_read(tmp_path):
     assert before.count("| eta |") == len(protocols) and max(map(len, before.splitlines())) < 250
     again = next(row for row in results.rows if row.get("num_inference_steps") == 20)
     results.add(again | {"reference_hash": "c" * 32, "value": 1.5})
+    assert results.rows[:-1] == json.loads((ROOT / "models/ddim-cifar10-64/results.json").read_text())["results"]
     assert len(results.rows) == len(json.loads(file.read_text())["results"]) == count + 1
     assert "reference_hash cccccccc" in file.with_suffix(".md").read_text()
+
+
+def test_each_figure_keeps_its_own_machine(tmp_path):
+    """A row says where it was measured, which is none of its protocol; one of a file of before says that of the file,
+    whichever machine adds to it."""
+    file, there = tmp_path / "results.json", {"machine": "Linux x86_64, an abacus", "versions": {"torch": "0.1"}}
+    file.write_text(json.dumps({"results": [ROW | {"value": 2.0}], **there}))
+    results = Results(file)
+    assert results.has(ROW)
+    results.add(ROW | {"eta": 1.0, "value": 3.0})
+    here = {"machine": machine(), "versions": package_versions()}
+    assert json.loads(file.read_text()) == {
+        "results": [ROW | {"value": 2.0} | there, ROW | {"eta": 1.0, "value": 3.0} | here]
+    }
+    assert "abacus" not in tables(results.rows)
 
 
 def test_a_value_that_is_no_number_is_not_kept(tmp_path):
@@ -136,6 +153,21 @@ def test_two_files_of_one_folder_have_pictures_of_their_own(tmp_path):
         Results(tmp_path / f"{name}.json").add(*(cell | {"guidance_scale": scale} for scale in (1.0, 2.0)))
     pictures = {"fid_vs_steps.png", "guidance.png"}
     assert {file.name for file in tmp_path.glob("*.png")} == pictures | {f"mine-{name}" for name in pictures}
+
+
+@pytest.mark.parametrize("name", ["notes.md", "notes-fid_vs_steps.png", "notes-guidance.png"])
+def test_files_of_others_are_not_replaced(tmp_path, name):
+    """A table or picture that lies there without the JSON file, and so was not written with it, is refused at once and
+    stays; beside the JSON file it is written anew."""
+    (tmp_path / name).write_text("somebody's")
+    with pytest.raises(
+        ValueError, match=f"notes.json', and {name} is there without it, to be replaced; allowed: another"
+    ):
+        Results(tmp_path / "notes.json")
+    assert (tmp_path / name).read_text() == "somebody's"
+    Results(tmp_path / "other.json").add(ROW | {"value": 1.0})
+    Results(tmp_path / "other.json").add(ROW | {"value": 2.0})
+    assert "2.00" in (tmp_path / "other.md").read_text()
 
 
 def test_a_figure_of_another_evaluation_counts(tmp_path):

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
+from ddim_hf.data.cache import digest
 from ddim_hf.hub import model_card, push_to_hub, write_model_card
 from ddim_hf.hub.model_card import BEGIN
 from ddim_hf.unet import weights_hash
@@ -208,6 +209,37 @@ def test_figures_of_other_weights_are_no_headlines(tmp_path):
     assert "No metric has been measured on this model.\n\nMeasured too, but" in model_card(tmp_path)
 
 
+def test_figures_by_another_scheduler_are_no_headlines(tmp_path):
+    """Of these weights, only figures by the scheduler as it is now are quoted as the model's: not those by settings
+    that have changed since, in either direction, nor by a fitted schedule that is no longer there."""
+    pipe = DDIMCustomPipeline(tiny_unet().eval(), DDIMSchedulerCustom(skip_type="quad"))
+    pipe.set_progress_bar_config(disable=True)
+    schedules = []
+    for teacher_steps in (8, 12):
+        pipe.calibrate(3, num_images=6, teacher_steps=teacher_steps)
+        schedules.append(digest(pipe.calibrated_schedule(3)))
+    row = {"metric": "fid", "num_inference_steps": 3, "eta": 0.0, "implementation": "ddim_hf"}
+    row |= {"weights_hash": weights_hash(pipe.unet), "scheduler": None, "tau": "quad"}
+    fitted = row | {"implementation": "ddim_hf calibrated"}
+    rows = [row | {"value": 4.0}, row | {"value": 3.0, "scheduler": {"x0_formula": "as_printed"}}]
+    rows += [fitted | {"value": value, "schedule": one} for value, one in zip((2.0, 1.0), schedules, strict=True)]
+
+    def shown() -> list[list[str]]:
+        """The values that are quoted, shown as the model's, and apart."""
+        card = ModelCard(model_card(tmp_path))
+        results = card.text.split("## Results")[1].split("## Network")[0]
+        own, _, apart = results.partition("Measured too on these weights, but by settings or a fitted schedule")
+        quoted = [f"{result.metric_value:.2f}" for result in card.data.eval_results or []]
+        return [quoted, *(re.findall(r"\b\d\.\d\d\b", text) for text in (own, apart))]
+
+    pipe.save_pretrained(tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps({"results": rows}))
+    assert shown() == [["4.00"], ["4.00", "1.00"], ["3.00", "2.00"]]
+    pipe.scheduler.change_config(x0_formula="as_printed", calibrated_schedules=None)
+    pipe.save_pretrained(tmp_path)
+    assert shown() == [["3.00"], ["3.00"], ["4.00", "2.00", "1.00"]]
+
+
 def test_headlines_tell_how_they_differ(run):
     """Figures by sigma and sigma_hat, with guidance everywhere and at some timesteps, and of other seeds have names or
     arguments of their own; what is the default is not said. Those with a guide come last, and name it."""
@@ -297,9 +329,14 @@ def test_the_lines_that_load_a_pushed_model_run_as_printed(hub, run):
         assert names["image"].size == (8, 8)
 
 
+@pytest.mark.parametrize("variant", [None, "fp16"])
 @pytest.mark.parametrize("inside", [True, False])
-def test_the_lines_that_load_a_folder_run_as_printed(run, monkeypatch, inside):
-    """A card written in a folder loads it from where it was written if that is above it, or else from the folder."""
+def test_the_lines_that_load_a_folder_run_as_printed(run, monkeypatch, inside, variant):
+    """A card written in a folder loads it from where it was written if that is above it, or else from the folder; by
+    its variant where it has no other weights."""
+    if variant:
+        whole = run / "unet/diffusion_pytorch_model.safetensors"
+        whole.rename(whole.with_suffix(f".{variant}.safetensors"))
     monkeypatch.chdir(run.parent if inside else ROOT)
     blocks = python_blocks(write_model_card(run).read_text())
     monkeypatch.chdir(run.parent if inside else run)

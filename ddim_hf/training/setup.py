@@ -55,7 +55,8 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     """Return the run's accelerator.
 
     Raises:
-        ValueError: processes that do not divide the batch size, or that shard the network.
+        ValueError: a precision that the device has not, processes that do not divide the batch size, or a way of
+            launching that is not taken.
         ImportError: the logger is not installed.
     """
     accelerator = Accelerator(
@@ -74,6 +75,8 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
         raise ValueError(
             f"launched with mixed_precision {accelerator.mixed_precision}; allowed: {', '.join(PRECISIONS)}"
         )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # which accelerate takes as float32
+        raise ValueError("mixed_precision is fp16 on a CPU; allowed: no, bf16")
     _shard(config, accelerator)
     if accelerator.distributed_type in NOT_TAKEN:
         raise ValueError(

@@ -276,6 +276,18 @@ def test_the_launchers_precision_counts(models, tmp_path, monkeypatch):
     train(config(models[0.0], tmp_path / "after", **short))
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="on a CPU")
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_half_precision_on_a_cpu_is_refused(models, tmp_path, monkeypatch, dry_run):
+    """fp16, which accelerate trains in float32 on a CPU, is refused there, given or launched, and by a dry run too."""
+    with pytest.raises(ValueError, match="^mixed_precision is fp16 on a CPU; allowed: no, bf16$"):
+        train(config(models[0.0], tmp_path / "run", mixed_precision="fp16", dry_run=dry_run))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ValueError, match="^mixed_precision is fp16 on a CPU; allowed: no, bf16$"):
+        train(config(models[0.0], tmp_path / "run", dry_run=dry_run))
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_accelerator_that_was_there_stays(models, tmp_path):
     """A run leaves the accelerator of the program around it as it was."""
     around = Accelerator()

@@ -33,7 +33,7 @@ from .ema import Averages
 from .log import Window, log_line, trim_log
 from .outlook import Pace, summarize
 from .plan import describe_plan
-from .result import publish, record_of, save_result
+from .result import publish, record_of, save_result, set_aside
 from .samplers import Samplers
 from .setup import (
     build_accelerator,
@@ -191,7 +191,8 @@ class TrainingRun:
             self.accelerator.print(f"no checkpoint in {self.folder} yet: starting at step 0")
         if named:  # only now, so that a wrong name makes no folder
             on_main(self._hold_folder)
-        on_main(self._begin_records)
+        begins = path is None or path.parent.resolve() != self.folder.resolve()
+        on_main(lambda: self._begin_records(begins))
         if config.logger != "none":
             flat = {name: value for name, value in asdict(config).items() if isinstance(value, int | float | str)}
             # For TensorBoard a folder in the run's, where what it holds of the steps to come is hidden; for Weights &
@@ -218,12 +219,19 @@ class TrainingRun:
     def _hold_folder(self):
         self.lock = hold_folder(self.folder)
 
-    def _begin_records(self):
-        """Make the folder's files those of a run at this step."""
+    def _begin_records(self, begins: bool):
+        """Make the folder's files those of a run at this step; of one that begins in it, none are there yet."""
         for path in set_aside_newer(self.folder, self.state.step):
             print(f"set aside: {path}")
-        write_text(self.folder / "config.json", json.dumps(self.record(), indent=2) + "\n")
-        trim_log(self.folder, self.state.step)
+        if begins:
+            best = [path for path in sorted(self.folder.glob("best-*")) if ".aside" not in path.name]
+            set_aside([self.folder / "samples", *best], "of a run that was here before")
+        if not is_model(self.folder):  # else of an earlier end: its record stays until another model takes its place
+            self._write_record()
+        trim_log(self.folder, 0 if begins else self.state.step)
+
+    def _write_record(self, **end: Any):
+        write_text(self.folder / "config.json", json.dumps({**self.record(), **end}, indent=2) + "\n")
 
     def record(self) -> dict[str, Any]:
         """All that is needed to rerun this run."""
@@ -460,19 +468,16 @@ class TrainingRun:
     def finish(self):
         """Save the result: the first average in the run's folder, each further one in a folder of its own."""
         averages, changed = self.state.averages, []
+        on_main(self._write_record)  # with no end as yet, should the run be killed between a model and its record
         for number, name in enumerate(averages.names or [None]):
             folder = self.folder if number == 0 else self.folder / name
             with averages.applied(name) as unet:
                 changed.append(on_main(partial(save_result, with_network(self.pipeline, unet), folder)))
-        on_main(self._record_end)
+        on_main(lambda: self._write_record(final_step=self.state.step, final_loss=self.state.loss))
         self.stop.ignore()  # all is saved: from here on a signal ends the process at once
         if self.accelerator.is_main_process:  # for as long as it takes: no other one waits for it
             publish(self.config, self.folder, self.state.step, changed[0])
             print(f"the model lies in {self.folder}; sample it: python examples/sample.py {self.folder}")
-
-    def _record_end(self):
-        record = {**self.record(), "final_step": self.state.step, "final_loss": self.state.loss}
-        write_text(self.folder / "config.json", json.dumps(record, indent=2) + "\n")
 
     def close(self):
         """Let go of signals, threads, trackers and the folder."""

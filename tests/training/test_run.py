@@ -19,7 +19,8 @@ from training_runs import ROOT, config, difference, log_lines, save_tiny_model, 
 
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.files import sha256
-from ddim_hf.training import train
+from ddim_hf.hub import model_card
+from ddim_hf.training import TrainingRun, train
 from ddim_hf.training.setup import build_model
 
 
@@ -373,6 +374,30 @@ def test_the_card_says_what_a_run_started_from(models, finished, tmp_path):
     assert "Before this run it was trained for 2 steps of 16 images of digits, by `loss_weighting` v." in said
     assert said.index("for 2 steps of 16") < said.index("for 12 steps of 16 images of digits.")
     assert "Before this run" not in (finished / "README.md").read_text() and "started_from" not in said
+
+
+def test_a_model_keeps_its_record_until_another_takes_its_place(models, tmp_path, monkeypatch):
+    """Where a finished run goes on and is killed, record and card in its folder are still those of the model there,
+    and a run that starts from it has them on record; when the run has come to its end, those of the new one."""
+    settings = dict(lr_scheduler="constant", ema_decay="0.9")
+    folder = train(config(models[0.0], tmp_path / "run", max_train_steps=4, **settings))
+    before, card, step = (folder / "config.json").read_text(), model_card(folder), TrainingRun.train_step
+
+    def killed(run):
+        if run.state.step == 6:
+            raise SystemExit
+        step(run)
+
+    further = dict(max_train_steps=8, resume_from_checkpoint="latest", **settings)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(TrainingRun, "train_step", killed)
+        train(config(models[0.0], folder, **further))
+    assert (folder / "config.json").read_text() == before and model_card(folder) == card
+    tuned = train(config(str(folder), tmp_path / "tuned", max_train_steps=1))
+    assert json.loads((tuned / "config.json").read_text())["started_from"]["final_step"] == 4
+    train(config(models[0.0], folder, **further))
+    record = json.loads((folder / "config.json").read_text())
+    assert (record["max_train_steps"], record["final_step"]) == (8, 8)
 
 
 def test_what_a_run_began_from_stays_on_record(models, finished, tmp_path, capsys):

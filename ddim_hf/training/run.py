@@ -241,6 +241,7 @@ class TrainingRun:
             "started_from": record_of(self.config.pretrained),
             "dataset_on_hub": is_on_hub(self.config.dataset_name),
             "dataset_fingerprint": self.images.fingerprint,
+            "images_fingerprint": self.images.unlabelled().fingerprint,
             "num_images": len(self.images),
             "label_names": list(self.images.label_names) or None,
             "num_processes": self.accelerator.num_processes,

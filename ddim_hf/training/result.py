@@ -1,13 +1,11 @@
 """The result of a run: its model on the disk, the card beside it, and both on the Hub where asked for."""
 
 import itertools
-import json
 import shlex
 import shutil
 from contextlib import suppress
 from copy import copy
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
@@ -74,17 +72,6 @@ def set_aside(files: list[Path], what: str):
         file.rename(next(name for name in names if not name.exists()))
     if files:
         print(f"set aside, as {what}: {', '.join(map(str, files))} (now *.aside)")
-
-
-def record_of(pretrained: str | None) -> dict[str, Any] | None:
-    """What is on record of the training of a model in a folder; None where nothing is."""
-    try:
-        record = json.loads(Path(pretrained or "", "config.json").read_text())
-        known = {key: record[key] for key in ("final_step", "batch_size", "dataset_name")}
-        known |= {key: record[key] for key in ("snr_gamma", "loss_weighting") if record.get(key) is not None}
-        return known | {"started_from": record.get("started_from")}
-    except (OSError, ValueError, KeyError, TypeError):  # a network saved by itself has another config.json
-        return None
 
 
 def publish(config: TrainingConfig, folder: Path, step: int, changed: bool):

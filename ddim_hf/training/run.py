@@ -33,7 +33,7 @@ from .ema import Averages
 from .log import Window, log_line, trim_log
 from .outlook import Pace, summarize
 from .plan import describe_plan
-from .result import publish, record_of, save_result, set_aside
+from .result import publish, save_result, set_aside
 from .samplers import Samplers
 from .setup import (
     build_accelerator,
@@ -43,6 +43,7 @@ from .setup import (
     forgotten_afterwards,
     hold_folder,
     load_split,
+    record_of,
     with_precision,
 )
 from .sharding import part, with_network
@@ -107,6 +108,7 @@ class TrainingRun:
 
         # The network and what it is trained on
         self.unet, self.scheduler, before = build_model(config)
+        self.started_from = record_of(config.pretrained)  # now: a run that goes on may replace it later
         check_samplers(config, self.scheduler)
         channels = self.unet.config.in_channels
         self.images, described = load_split(config, config.split, channels)
@@ -238,7 +240,7 @@ class TrainingRun:
         return {
             **asdict(self.config),
             **describe_run(),
-            "started_from": record_of(self.config.pretrained),
+            "started_from": self.started_from,
             "dataset_on_hub": is_on_hub(self.config.dataset_name),
             "dataset_fingerprint": self.images.fingerprint,
             "images_fingerprint": self.images.unlabelled().fingerprint,

@@ -21,6 +21,7 @@ from ddim_hf.evaluation.frechet import Statistics, frechet_distance
 from ddim_hf.images import states_to_pixels
 from ddim_hf.training import TrainingStopped, train
 from ddim_hf.training.samplers import Samplers
+from ddim_hf.training.setup import record_of
 from ddim_hf.training.stopping import StopRequest
 
 
@@ -82,6 +83,30 @@ def test_the_best_of_each_sampler_is_kept(finished):
         is_last = min(reached, key=reached.get) == 12
         assert (difference(weights(best), weights(finished)) == 0) == is_last
     assert not list(finished.glob(".best*"))
+
+
+def test_what_lies_in_a_runs_folder_is_of_that_run(model, settings, tmp_path):
+    """A run from a checkpoint, a sampler's best, a further average or a network alone has on record what the run they
+    are of saw, up to their step; of another model in that folder nothing is."""
+    folder = train(config(model, tmp_path / "run", **settings | dict(ema_decay="0.9,0.99", loss_weighting="v")))
+    reached = distances(folder, "3-0")
+    best = min(reached, key=reached.get)
+    steps = {"": 12, "checkpoint-6": 6, "best-3-0": best, "ema-0.99": 12, "unet": 12, "checkpoint-6/unet": 6}
+    saw = {"batch_size": 16, "dataset_name": "digits", "loss_weighting": "v", "started_from": None}
+    for place, step in steps.items():
+        assert record_of(str(folder / place)) == saw | {"final_step": step}
+    shutil.copytree(model, folder / "other")
+    assert record_of(str(folder / "other")) is None
+    tuned = train(config(str(folder / "checkpoint-6"), tmp_path / "tuned", max_train_steps=1))
+    assert "Before this run it was trained for 6 steps of 16 images of digits, by" in (tuned / "README.md").read_text()
+
+
+def test_a_new_network_has_nothing_before_it(tmp_path, monkeypatch):
+    """A record in the working directory is none of a new network's."""
+    record = {"final_step": 12, "batch_size": 16, "dataset_name": "digits", "ema_decay": "0.9"}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    monkeypatch.chdir(tmp_path)
+    assert record_of(None) is None and record_of(".")["final_step"] == 12
 
 
 def test_a_worse_model_does_not_replace_the_best(model, settings, tmp_path):

@@ -182,6 +182,7 @@ class TrainingRun:
                 raise ValueError(
                     f"{path} is beyond max_train_steps, {config.max_train_steps}; allowed: from {self.state.step}"
                 )
+            self.state.validation_due &= self.held_out is not None
             self.accelerator.print(f"resuming {path} at step {self.state.step}")
             self.origin = on_main(lambda: _origin(path.parent))
             if (began := self.origin.get("pretrained", config.pretrained)) != config.pretrained:
@@ -299,8 +300,11 @@ class TrainingRun:
         config, state, pace = self.config, self.state, Pace()
         self.stop.listen()
 
-        # The samplers that a stop interrupted
-        self.sample()
+        # The validation and the samplers that a stop interrupted
+        if state.validation_due or state.samplers.pending:
+            self.validate()
+            self.sample()
+            self.checkpoint()
         self.leave_if_asked()
 
         with tqdm(
@@ -325,8 +329,9 @@ class TrainingRun:
                     bar.set_postfix_str(self.log())
 
                 # The loss of the averaged weights on held-out images
-                if self.held_out and (last or state.step % config.validation_steps == 0):
-                    self.validate()
+                if self.held_out:
+                    state.validation_due = last or state.step % config.validation_steps == 0
+                self.validate()
 
                 # Samples of the averaged weights, and the best model of each sampler
                 state.samplers.schedule(state.step, last)
@@ -420,7 +425,9 @@ class TrainingRun:
         )
 
     def validate(self):
-        """Log the loss on held-out images; with classes also for the null class, where it is trained."""
+        """Where it is due, log the loss on held-out images; with classes also for the null class, if it is trained."""
+        if not self.state.validation_due:
+            return
         labels = {"validation_loss": self.held_out_labels}
         if self.held_out_labels is not None and self.config.label_dropout > 0:
             labels["validation_loss_null"] = None
@@ -432,6 +439,7 @@ class TrainingRun:
             }
         if None not in losses.values():
             self.write(losses)
+            self.state.validation_due = False
 
     def sample(self):
         """Run the samplers that are due."""
@@ -449,8 +457,8 @@ class TrainingRun:
 
     def leave_if_asked(self):
         """Save and raise TrainingStopped where a signal asks for it, unless all is done."""
-        done = self.state.step == self.config.max_train_steps and not self.state.samplers.pending
-        if self.stop.requested() and not done:
+        to_come = self.state.step < self.config.max_train_steps or self.state.validation_due
+        if self.stop.requested() and (to_come or self.state.samplers.pending):
             self.checkpoint()
             raise TrainingStopped(f"stopped after step {self.state.step}, which is saved; {self._how_to_go_on()}")
 

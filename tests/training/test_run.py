@@ -5,6 +5,7 @@ import os
 import runpy
 import shlex
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from training_runs import ROOT, config, difference, log_lines, save_tiny_model, 
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.files import sha256
 from ddim_hf.hub import model_card
-from ddim_hf.training import TrainingRun, train
+from ddim_hf.training import TrainingRun, TrainingStopped, train
 from ddim_hf.training.setup import build_model
 
 
@@ -207,6 +208,31 @@ def test_validation_leaves_the_run_alone(finished, models, tmp_path):
     again = train(config(models[0.0], tmp_path / "again", validation_split="test", validation_steps=6))
     assert losses == [line["validation_loss"] for line in log_lines(again) if "validation_loss" in line]
     assert 0.2 < losses[1] < losses[0] < 1.5
+
+
+@pytest.mark.parametrize("stopped_at", [6, 12])
+def test_a_stop_costs_no_validation(finished, models, tmp_path, monkeypatch, stopped_at):
+    """A run that is stopped amid a validation, the last one too, validates when it goes on, once, and logs what one
+    that was never stopped does."""
+    settings = dict(validation_split="test", validation_steps=6, resume_from_checkpoint="latest")
+    folder, validate = tmp_path / "run", TrainingRun.validate
+
+    def stop_amid(run):
+        if run.state.step == stopped_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        validate(run)
+
+    with monkeypatch.context() as patch, pytest.raises(TrainingStopped, match=f"stopped after step {stopped_at}, "):
+        patch.setattr(TrainingRun, "validate", stop_amid)
+        train(config(models[0.0], folder, **settings))
+    assert stopped_at not in [line["step"] for line in log_lines(folder) if "validation_loss" in line]
+    for _ in range(2):
+        train(config(models[0.0], folder, **settings))
+        held_out = [
+            [(line["step"], line["validation_loss"]) for line in log_lines(run) if "validation_loss" in line]
+            for run in (folder, finished)
+        ]
+        assert held_out[0] == held_out[1] and len(held_out[0]) == 2
 
 
 def test_the_bar_tells_time_left_speed_and_the_share_of_data(models, tmp_path, capsys):

@@ -298,6 +298,7 @@ class TrainingRun:
     def loop(self):
         """Train to max_train_steps, with logs, samples, validation and checkpoints on the way."""
         config, state, pace = self.config, self.state, Pace()
+        state.window.restart()
         self.stop.listen()
 
         # The validation and the samplers that a stop interrupted

@@ -6,6 +6,7 @@ import runpy
 import shlex
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -241,6 +242,24 @@ def test_the_bar_tells_time_left_speed_and_the_share_of_data(models, tmp_path, c
     bar = capsys.readouterr().err
     assert "images/s, data " in bar and "% of the time" in bar
     assert "<00:" in bar  # elapsed<left
+
+
+def test_the_speed_is_that_of_training_alone(models, finished, tmp_path):
+    """What is done before the first step, such as waiting for another run or a trial of the compiler, counts as no
+    time of training; the seconds of a window that a stop cut do."""
+    folder = continued(finished, tmp_path / "run")
+    state = json.loads((folder / "checkpoint-6" / "state.json").read_text())
+    state["window"]["seconds"] = 100.0
+    (folder / "checkpoint-6" / "state.json").write_text(json.dumps(state))
+    run = TrainingRun(config(models[0.0], folder, resume_from_checkpoint="latest"))
+    try:
+        run.resume()
+        time.sleep(3)
+        run.loop()
+    finally:
+        run.close()
+    (line,) = [line for line in log_lines(folder) if line["step"] == 8]
+    assert 100 < 4 * 16 / line["images_per_second"] < 103
 
 
 def test_fine_tuning_from_the_hub(models, tmp_path, hub):

@@ -211,6 +211,17 @@ def test_validation_leaves_the_run_alone(finished, models, tmp_path):
     assert 0.2 < losses[1] < losses[0] < 1.5
 
 
+def test_the_validation_loss_is_the_same_in_batches_of_any_size(models, tmp_path):
+    """eval_batch_size does not change which timesteps and noise the held-out images have: the loss is the same up to
+    rounding (1e-6)."""
+    settings = dict(validation_split="test", validation_images=150, max_train_steps=1)
+    runs = [
+        train(config(models[0.0], tmp_path / f"{size}", eval_batch_size=size, **settings)) for size in (64, 27, 99)
+    ]
+    losses = [log_lines(folder)[-1]["validation_loss"] for folder in runs]
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-6)
+
+
 @pytest.mark.parametrize("stopped_at", [6, 12])
 def test_a_stop_costs_no_validation(finished, models, tmp_path, monkeypatch, stopped_at):
     """A run that is stopped amid a validation, the last one too, validates when it goes on, once, and logs what one

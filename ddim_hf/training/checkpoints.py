@@ -139,6 +139,7 @@ class TrainingState:
 
 def _compare(path: Path, theirs: dict[str, Any], ours: dict[str, Any]):
     """Refuse to resume a run that computes something else."""
+    theirs = {**theirs, "ema_decay": str(theirs.get("ema_decay"))}  # a number in some checkpoints of earlier versions
     changed = [
         f"{name} was {theirs.get(name)!r} and is {value!r}"
         for name, value in json.loads(json.dumps(ours)).items()

@@ -231,6 +231,7 @@ class TrainingConfig:
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        self.ema_decay = str(self.ema_decay)  # from Python also a number
         if self.validation_split == self.split:
             raise ValueError(
                 f"validation_split is {self.split!r}, which is trained on; allowed: another split, or none"

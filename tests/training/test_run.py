@@ -132,6 +132,23 @@ def test_what_would_change_the_run_is_refused(models, finished, tmp_path):
         train(config(models[0.0], finished))
 
 
+def test_a_decay_is_the_same_as_text_and_as_a_number(models, tmp_path):
+    """A run whose ema_decay was given as a number, also in a checkpoint of an earlier version, goes on with the text,
+    and the other way round."""
+    settings = dict(lr_scheduler="constant", resume_from_checkpoint="latest")
+    folder = train(config(models[0.0], tmp_path / "run", max_train_steps=2, ema_decay=0.99, **settings))
+    train(config(models[0.0], folder, max_train_steps=3, ema_decay="0.99", **settings))
+    file = folder / "checkpoint-3" / "state.json"
+    state = json.loads(file.read_text())
+    assert state["identity"]["ema_decay"] == "0.99"
+    state["identity"]["ema_decay"] = 0.99
+    file.write_text(json.dumps(state))
+    for steps, decay in ((4, "0.99"), (5, 0.99)):
+        train(config(models[0.0], folder, max_train_steps=steps, ema_decay=decay, **settings))
+    with pytest.raises(ValueError, match="ema_decay was '0.99' and is '0.9'"):
+        train(config(models[0.0], folder, max_train_steps=6, ema_decay=0.9, **settings))
+
+
 def test_what_does_not_change_the_run_is_allowed(models, finished, tmp_path):
     """How often a run logs, checkpoints and validates may change when it is resumed, and the run stays the same."""
     folder = continued(finished, tmp_path / "run")

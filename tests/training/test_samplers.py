@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,11 +166,13 @@ def test_a_best_by_other_terms_is_forgotten(model, settings, tmp_path):
 
 def test_a_run_from_anothers_checkpoint_keeps_its_own_best(model, settings, finished, tmp_path):
     """A run that starts from another run's checkpoint has a best model of its own, whatever the other one reached."""
-    far = config(model, tmp_path / "run", resume_from_checkpoint=str(finished / "checkpoint-12"), **settings)
-    state = json.loads((finished / "checkpoint-12" / "state.json").read_text())
-    assert state["selection"]["best"]["3-0"][0] > 0
-    folder = train(replace(far, max_train_steps=12))
-    assert not list(folder.glob("best-*"))  # nothing was sampled, so nothing is best
+    other = shutil.copytree(finished / "checkpoint-6", tmp_path / "other" / "checkpoint-6")
+    (tmp_path / "other" / "best-3-0").mkdir()
+    state = json.loads((other / "state.json").read_text())
+    state["selection"]["best"]["3-0"][0] = 1e-9  # nearer than any model here comes
+    (other / "state.json").write_text(json.dumps(state))
+    folder = train(config(model, tmp_path / "run", resume_from_checkpoint=str(other), **settings))
+    assert list(distances(folder, "3-0")) == [8, 12] and (folder / "best-3-0" / "model_index.json").is_file()
 
 
 class Spoiled(Features):

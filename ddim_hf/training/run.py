@@ -480,11 +480,11 @@ class TrainingRun:
     def finish(self):
         """Save the result: the first average in the run's folder, each further one in a folder of its own."""
         averages, changed = self.state.averages, []
-        on_main(self._write_record)  # with no end as yet, should the run be killed between a model and its record
         for number, name in enumerate(averages.names or [None]):
             folder = self.folder if number == 0 else self.folder / name
             with averages.applied(name) as unet:
                 changed.append(on_main(partial(save_result, with_network(self.pipeline, unet), folder)))
+            on_main(self._write_record)  # in the place of that of an earlier end, whose weights are gone
         on_main(lambda: self._write_record(final_step=self.state.step, final_loss=self.state.loss))
         self.stop.ignore()  # all is saved: from here on a signal ends the process at once
         if self.accelerator.is_main_process:  # for as long as it takes: no other one waits for it

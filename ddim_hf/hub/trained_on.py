@@ -46,7 +46,9 @@ def others_than_trained_on(model: str | Path, images: ImageSet) -> str | None:
     """Return a note where a model's record says that the split it was trained on held other images than these."""
     record = Path(model) / "config.json"
     settings = read_json(record) if record.is_file() else {}
-    known = settings.get("dataset_fingerprint")
+    # Of a run with classes, records of before have the fingerprint of images and labels alone.
+    before = None if settings.get("class_conditional") else settings.get("dataset_fingerprint")
+    known = settings.get("images_fingerprint", before)
     if known is None or images.split != settings.get("split") or images.unlabelled().fingerprint == known:
         return None
     return f"note: {images.name!r} holds other images than {str(model)!r} was trained on, or decodes them otherwise"

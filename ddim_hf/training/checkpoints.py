@@ -53,6 +53,7 @@ class TrainingState:
         step: number of finished optimizer steps.
         loss: of the last log line.
         choice: what a trial of compiled passes chose.
+        validation_due: whether this step is to be validated, which a stop may interrupt.
     """
 
     pipeline: DDIMCustomPipeline
@@ -64,6 +65,7 @@ class TrainingState:
     step: int = 0
     loss: float | None = None
     choice: Choice | None = None
+    validation_due: bool = False
 
     def save(self, run: Path, window_loss: float, identity: dict[str, Any], limit: int) -> Path:
         """Write a checkpoint into the run's folder. Needs all processes; the main one writes.
@@ -92,6 +94,7 @@ class TrainingState:
             "loss": self.loss,
             "window": self.window.state(window_loss),
             "computation": self.choice and asdict(self.choice),
+            "validation_due": self.validation_due,
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
         return on_main(lambda: save_checkpoint(run, self.step, tensors, state, limit, save_pipeline))
@@ -127,6 +130,7 @@ class TrainingState:
         self.window = Window(device, **state.get("window", {}))
         self.step, self.loss = state["step"], state["loss"]
         self.choice = Choice(**state["computation"]) if state.get("computation") else None
+        self.validation_due = state.get("validation_due", False)
 
     def _result(self) -> str:
         """The name of the weights that are the run's result."""
@@ -135,6 +139,7 @@ class TrainingState:
 
 def _compare(path: Path, theirs: dict[str, Any], ours: dict[str, Any]):
     """Refuse to resume a run that computes something else."""
+    theirs = {**theirs, "ema_decay": str(theirs.get("ema_decay"))}  # a number in some checkpoints of earlier versions
     changed = [
         f"{name} was {theirs.get(name)!r} and is {value!r}"
         for name, value in json.loads(json.dumps(ours)).items()

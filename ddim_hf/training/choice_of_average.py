@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..evaluation import Comparison, Question, compare
-from ..files import whole_folder
+from ..files import read_json, whole_folder
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import on_main
 from .checkpoints import MODEL_WEIGHTS, Tensors, list_checkpoints, load_checkpoint, why_torn
@@ -112,12 +112,14 @@ def choose_average(
             record |= {"distances": dict(zip(names, comparison.values, strict=True)), "profile_errors": errors}
             with whole_folder(folder) as beside:
                 with_schedules_of(folder, DDIMCustomPipeline.from_pretrained(places[best])).save_pretrained(beside)
-                for file in (
-                    Path(run, "config.json"),
-                    Path(run, LOG_FILE),
-                ):  # what the card and the report are made of
-                    if file.exists():
-                        shutil.copy(file, beside)
+                # What the card and the report are made of
+                if Path(run, LOG_FILE).exists():
+                    shutil.copy(Path(run, LOG_FILE), beside)
+                if Path(run, "config.json").exists():
+                    settings = read_json(Path(run, "config.json"))
+                    if settings.get("final_step") != saved.step:  # of a run that has not ended, or goes on
+                        settings |= {"final_step": saved.step, "final_loss": None}
+                    (beside / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
                 (beside / CHOICE_FILE).write_text(json.dumps(record, indent=2) + "\n")
 
         on_main(write)

@@ -182,7 +182,7 @@ class TrainingConfig:
     samplers: str | None = setting("steps:eta:every:images by commas, run during training on the EMA weights; none")
     feature_extractor: str | None = setting("features of the samplers' distance: inception, a TorchScript file, none")
     inception_weights: str | None = setting("Inception's weights as a file, for machines without network")
-    eval_batch_size: int = setting("images that a sampler passes through the network at once", 64)
+    eval_batch_size: int = setting("images that a sampler or a validation passes through the network at once", 64)
     validation_split: str | None = setting(
         "split of the validation loss, or none (as where dataset_name is given alone)"
     )
@@ -231,6 +231,7 @@ class TrainingConfig:
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        self.ema_decay = str(self.ema_decay)  # from Python also a number
         if self.validation_split == self.split:
             raise ValueError(
                 f"validation_split is {self.split!r}, which is trained on; allowed: another split, or none"

@@ -16,7 +16,7 @@ LOG_FILE = "log.jsonl"
 
 
 class Window:
-    """The losses, the steps and the seconds since the last log line.
+    """The losses, the steps and the seconds since the last log line; the clock runs from the start on.
 
     Args:
         device: where the losses are summed, so that no step waits for it.
@@ -36,6 +36,10 @@ class Window:
         """The time that training took, without the pauses."""
         return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
 
+    def restart(self):
+        """Have the clock run from now on: what was done since it was started is not training."""
+        self._since = time.perf_counter()
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """The clock stands still: what is done meanwhile is not training."""
@@ -43,7 +47,7 @@ class Window:
         try:
             yield
         finally:
-            self._since = time.perf_counter()
+            self.restart()
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:

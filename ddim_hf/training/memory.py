@@ -19,7 +19,7 @@ class StepMemory:
     """Bytes of a training step on one process, float32 weights.
 
     Args:
-        lasting: the weights, AdamW's two moments and the averages.
+        lasting: the weights, AdamW's two moments and the averages, or this process's part of them.
         passing: the most that gradients, activations and what is computed between them take at once.
     """
 
@@ -38,6 +38,7 @@ def step_memory(
     mixed_precision: str = "no",
     num_averages: int = 1,
     num_processes: int = 1,
+    sharded: bool = False,
     passes: int = 1,
     gradient_checkpointing: bool = False,
 ) -> StepMemory:
@@ -49,6 +50,8 @@ def step_memory(
         mixed_precision: "no", "fp16" or "bf16".
         num_averages: averaged weights that are kept.
         num_processes: with several, gradients are also held in the buckets that are sent.
+        sharded: they divide weights, moments and averages (FSDP). Gradients are counted whole, in the place of the
+            weights of other processes that each one gathers as it needs them.
         passes: of a step; from the second on the gradients of those before are there too.
         gradient_checkpointing: the ResNet blocks' activations are not kept, but computed again one block at a time.
     """
@@ -66,8 +69,12 @@ def step_memory(
                     timesteps = torch.zeros(batch_size, dtype=torch.int64)
                     prediction = network(x_t, timesteps, null_labels(network, batch_size)).sample
                 (prediction.float() - noise).square().mean().backward()
-    buckets = weights if num_processes > 1 else 0
-    return StepMemory(lasting=weights * (3 + num_averages) + buckets, passing=live.peak)
+    lasting = weights * (3 + num_averages)
+    if sharded:
+        lasting //= num_processes
+    elif num_processes > 1:
+        lasting += weights
+    return StepMemory(lasting=lasting, passing=live.peak)
 
 
 class _LiveBytes(TorchDispatchMode):

@@ -147,7 +147,7 @@ def estimate_time(
     one = memory.lasting + memory.passing * pixels * config.gradient_accumulation_steps / share
     if device.type == "cpu" and one > psutil.virtual_memory().available:
         return "time: unknown, as one image needs more memory than is free"
-    network = UNet2DModel.from_config(unet.config, sample_size=size).to(device).train()
+    network = UNet2DModel.from_config(unet.config, sample_size=size).train()
     if config.gradient_checkpointing:
         network.enable_gradient_checkpointing()
 
@@ -163,12 +163,17 @@ def estimate_time(
             torch.accelerator.synchronize()
         return time.perf_counter() - began
 
-    passed, count = seconds(1), 1
-    if passed < 5:  # the first pass prepares much
-        passed = seconds(1)
-    if passed < 1:
-        count = min(share, 8) if device.type == "cpu" else share // config.gradient_accumulation_steps
+    count = 1
+    try:
+        network.to(device)
         passed = seconds(count)
+        if passed < 5:  # the first pass prepares much
+            passed = seconds(count)
+        if passed < 1:
+            count = min(share, 8) if device.type == "cpu" else share // config.gradient_accumulation_steps
+            passed = seconds(count)
+    except torch.OutOfMemoryError:
+        return f"time: unknown, as a pass of {counted(count, 'image')} does not fit the device"
     total = passed / pixels * share / count * steps
     trial = f"{counted(count, 'image')} of {size} x {size}"
     return f"time: about {in_words(total)} on {device.type}, from a trial of {trial}; samples not counted"

@@ -5,6 +5,7 @@ import math
 from dataclasses import asdict, replace
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from ..data.labels import refuse_others
 from .classes import check_classes, with_classes
@@ -35,12 +36,14 @@ def describe_plan(config: TrainingConfig, accelerator: Accelerator) -> str:
             refuse_others(held_out.label_names, known, f"the labels of split {config.split}")
 
     count = sum(parameter.numel() for parameter in unet.parameters())
+    sharded = accelerator.distributed_type is DistributedType.FSDP
     memory = step_memory(
         unet,
         config.batch_size // accelerator.num_processes // config.gradient_accumulation_steps,
         mixed_precision=config.mixed_precision,
         num_averages=len(config.averages()),
         num_processes=accelerator.num_processes,
+        sharded=sharded,
         passes=config.gradient_accumulation_steps,
         gradient_checkpointing=config.gradient_checkpointing,
     )
@@ -60,6 +63,7 @@ def describe_plan(config: TrainingConfig, accelerator: Accelerator) -> str:
             f"memory of a step: about {memory.peak / 2**20:,.0f} MiB a process",
             f"  of it weights, moments and averages {memory.lasting / 2**20:,.1f} MiB",
             f"  of it gradients and activations {memory.passing / 2**20:,.1f} MiB",
+            *["  with FSDP: its part of weights, moments and averages; gradients are counted whole"] * sharded,
             f"images: {images}; each to {config.resolution} x {config.resolution}",
             time,
             f"processes: {accelerator.num_processes} on {accelerator.device}",

@@ -86,10 +86,13 @@ def combine_profiles(saved: list[tuple[Profile, int]], wanted: Profile, step: in
         wanted, step: the average that none was kept of.
 
     Returns:
-        The coefficients, and the norm of what their sum's profile lacks, relative to the wanted profile's.
+        The coefficients, which add up to 1, and the norm of what their sum's profile lacks, relative to the wanted
+        profile's.
     """
     rows = np.stack([profile.weights(at, step) for profile, at in saved])
     target = wanted.weights(step)
-    # Least squares over the profiles, as in eq. 135-138; here over all steps one by one, so that every kind will do.
-    coefficients = np.linalg.lstsq(rows.T, target, rcond=1e-10)[0]
+    # Least squares over the profiles, as in eq. 135-138; here over all steps one by one, so that every kind will do,
+    # and with coefficients that add up to 1, as each profile does: others would scale the weights.
+    others = np.linalg.lstsq((rows[:-1] - rows[-1]).T, target - rows[-1], rcond=1e-10)[0]
+    coefficients = np.append(others, 1 - others.sum())
     return coefficients, float(np.linalg.norm(coefficients @ rows - target) / np.linalg.norm(target))

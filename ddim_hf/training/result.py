@@ -1,13 +1,11 @@
 """The result of a run: its model on the disk, the card beside it, and both on the Hub where asked for."""
 
 import itertools
-import json
 import shlex
 import shutil
 from contextlib import suppress
 from copy import copy
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
@@ -43,7 +41,7 @@ def save_result(pipeline: DDIMCustomPipeline, folder: Path) -> bool:
     ours = weights_hash(pipeline.unet)
     # Figures of earlier versions do not say of which weights they are: of those that lay there.
     if not any(row.get("weights_hash", None if changed else ours) == ours for row in rows):
-        _set_aside([folder / name for name in FIGURES], "figures")
+        set_aside([folder / name for name in FIGURES], "figures of other weights")
     return changed
 
 
@@ -66,25 +64,14 @@ def with_schedules_of(folder: Path, pipeline: DDIMCustomPipeline) -> DDIMCustomP
     return pipeline
 
 
-def _set_aside(files: list[Path], what: str):
-    """Rename those that are there, and say so: the card would else show them as of weights that they are not of."""
-    files = [file for file in files if file.is_file()]
+def set_aside(files: list[Path], what: str):
+    """Rename the files and folders that are there, and say so: they would else pass for what they are not of."""
+    files = [file for file in files if file.exists()]
     for file in files:
         names = (file.with_name(f"{file.name}.aside{number or ''}") for number in itertools.count())
         file.rename(next(name for name in names if not name.exists()))
     if files:
-        print(f"set aside, as {what} of other weights: {', '.join(map(str, files))} (now *.aside)")
-
-
-def record_of(pretrained: str | None) -> dict[str, Any] | None:
-    """What is on record of the training of a model in a folder; None where nothing is."""
-    try:
-        record = json.loads(Path(pretrained or "", "config.json").read_text())
-        known = {key: record[key] for key in ("final_step", "batch_size", "dataset_name")}
-        known |= {key: record[key] for key in ("snr_gamma", "loss_weighting") if record.get(key) is not None}
-        return known | {"started_from": record.get("started_from")}
-    except (OSError, ValueError, KeyError, TypeError):  # a network saved by itself has another config.json
-        return None
+        print(f"set aside, as {what}: {', '.join(map(str, files))} (now *.aside)")
 
 
 def publish(config: TrainingConfig, folder: Path, step: int, changed: bool):
@@ -93,12 +80,13 @@ def publish(config: TrainingConfig, folder: Path, step: int, changed: bool):
     Args:
         changed: whether other weights lay in the folder before.
     """
-    latest = sorted((folder / "samples").glob(f"step-{step:07d}-*.png"))
-    if latest:
+    names = sorted(f"step-{step:07d}-{sampler.name}.png" for sampler in config.sampler_settings())
+    grids = [folder / "samples" / name for name in names if (folder / "samples" / name).is_file()]
+    if grids:
         with whole_file(folder / "samples.png") as beside:
-            shutil.copyfile(latest[0], beside)
+            shutil.copyfile(grids[0], beside)
     elif changed:
-        _set_aside([folder / "samples.png"], "a picture")
+        set_aside([folder / "samples.png"], "a picture of other weights")
     write_model_card(folder, repo_id=config.hub_model_id, license=config.hub_license)
     if not config.push_to_hub:
         return

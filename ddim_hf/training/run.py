@@ -33,7 +33,7 @@ from .ema import Averages
 from .log import Window, log_line, trim_log
 from .outlook import Pace, summarize
 from .plan import describe_plan
-from .result import publish, record_of, save_result
+from .result import publish, save_result, set_aside
 from .samplers import Samplers
 from .setup import (
     build_accelerator,
@@ -43,6 +43,7 @@ from .setup import (
     forgotten_afterwards,
     hold_folder,
     load_split,
+    record_of,
     with_precision,
 )
 from .sharding import part, with_network
@@ -107,6 +108,7 @@ class TrainingRun:
 
         # The network and what it is trained on
         self.unet, self.scheduler, before = build_model(config)
+        self.started_from = record_of(config.pretrained)  # now: a run that goes on may replace it later
         check_samplers(config, self.scheduler)
         channels = self.unet.config.in_channels
         self.images, described = load_split(config, config.split, channels)
@@ -180,6 +182,7 @@ class TrainingRun:
                 raise ValueError(
                     f"{path} is beyond max_train_steps, {config.max_train_steps}; allowed: from {self.state.step}"
                 )
+            self.state.validation_due &= self.held_out is not None
             self.accelerator.print(f"resuming {path} at step {self.state.step}")
             self.origin = on_main(lambda: _origin(path.parent))
             if (began := self.origin.get("pretrained", config.pretrained)) != config.pretrained:
@@ -191,7 +194,8 @@ class TrainingRun:
             self.accelerator.print(f"no checkpoint in {self.folder} yet: starting at step 0")
         if named:  # only now, so that a wrong name makes no folder
             on_main(self._hold_folder)
-        on_main(self._begin_records)
+        begins = path is None or path.parent.resolve() != self.folder.resolve()
+        on_main(lambda: self._begin_records(begins))
         if config.logger != "none":
             flat = {name: value for name, value in asdict(config).items() if isinstance(value, int | float | str)}
             # For TensorBoard a folder in the run's, where what it holds of the steps to come is hidden; for Weights &
@@ -218,21 +222,29 @@ class TrainingRun:
     def _hold_folder(self):
         self.lock = hold_folder(self.folder)
 
-    def _begin_records(self):
-        """Make the folder's files those of a run at this step."""
+    def _begin_records(self, begins: bool):
+        """Make the folder's files those of a run at this step; of one that begins in it, none are there yet."""
         for path in set_aside_newer(self.folder, self.state.step):
             print(f"set aside: {path}")
-        write_text(self.folder / "config.json", json.dumps(self.record(), indent=2) + "\n")
-        trim_log(self.folder, self.state.step)
+        if begins:
+            best = [path for path in sorted(self.folder.glob("best-*")) if ".aside" not in path.name]
+            set_aside([self.folder / "samples", *best], "of a run that was here before")
+        if not is_model(self.folder):  # else of an earlier end: its record stays until another model takes its place
+            self._write_record()
+        trim_log(self.folder, 0 if begins else self.state.step)
+
+    def _write_record(self, **end: Any):
+        write_text(self.folder / "config.json", json.dumps({**self.record(), **end}, indent=2) + "\n")
 
     def record(self) -> dict[str, Any]:
         """All that is needed to rerun this run."""
         return {
             **asdict(self.config),
             **describe_run(),
-            "started_from": record_of(self.config.pretrained),
+            "started_from": self.started_from,
             "dataset_on_hub": is_on_hub(self.config.dataset_name),
             "dataset_fingerprint": self.images.fingerprint,
+            "images_fingerprint": self.images.unlabelled().fingerprint,
             "num_images": len(self.images),
             "label_names": list(self.images.label_names) or None,
             "num_processes": self.accelerator.num_processes,
@@ -286,10 +298,14 @@ class TrainingRun:
     def loop(self):
         """Train to max_train_steps, with logs, samples, validation and checkpoints on the way."""
         config, state, pace = self.config, self.state, Pace()
+        state.window.restart()
         self.stop.listen()
 
-        # The samplers that a stop interrupted
-        self.sample()
+        # The validation and the samplers that a stop interrupted
+        if state.validation_due or state.samplers.pending:
+            self.validate()
+            self.sample()
+            self.checkpoint()
         self.leave_if_asked()
 
         with tqdm(
@@ -314,8 +330,9 @@ class TrainingRun:
                     bar.set_postfix_str(self.log())
 
                 # The loss of the averaged weights on held-out images
-                if self.held_out and (last or state.step % config.validation_steps == 0):
-                    self.validate()
+                if self.held_out:
+                    state.validation_due = last or state.step % config.validation_steps == 0
+                self.validate()
 
                 # Samples of the averaged weights, and the best model of each sampler
                 state.samplers.schedule(state.step, last)
@@ -409,7 +426,9 @@ class TrainingRun:
         )
 
     def validate(self):
-        """Log the loss on held-out images; with classes also for the null class, where it is trained."""
+        """Where it is due, log the loss on held-out images; with classes also for the null class, if it is trained."""
+        if not self.state.validation_due:
+            return
         labels = {"validation_loss": self.held_out_labels}
         if self.held_out_labels is not None and self.config.label_dropout > 0:
             labels["validation_loss_null"] = None
@@ -421,6 +440,7 @@ class TrainingRun:
             }
         if None not in losses.values():
             self.write(losses)
+            self.state.validation_due = False
 
     def sample(self):
         """Run the samplers that are due."""
@@ -438,8 +458,8 @@ class TrainingRun:
 
     def leave_if_asked(self):
         """Save and raise TrainingStopped where a signal asks for it, unless all is done."""
-        done = self.state.step == self.config.max_train_steps and not self.state.samplers.pending
-        if self.stop.requested() and not done:
+        to_come = self.state.step < self.config.max_train_steps or self.state.validation_due
+        if self.stop.requested() and (to_come or self.state.samplers.pending):
             self.checkpoint()
             raise TrainingStopped(f"stopped after step {self.state.step}, which is saved; {self._how_to_go_on()}")
 
@@ -464,15 +484,12 @@ class TrainingRun:
             folder = self.folder if number == 0 else self.folder / name
             with averages.applied(name) as unet:
                 changed.append(on_main(partial(save_result, with_network(self.pipeline, unet), folder)))
-        on_main(self._record_end)
+            on_main(self._write_record)  # in the place of that of an earlier end, whose weights are gone
+        on_main(lambda: self._write_record(final_step=self.state.step, final_loss=self.state.loss))
         self.stop.ignore()  # all is saved: from here on a signal ends the process at once
         if self.accelerator.is_main_process:  # for as long as it takes: no other one waits for it
             publish(self.config, self.folder, self.state.step, changed[0])
             print(f"the model lies in {self.folder}; sample it: python examples/sample.py {self.folder}")
-
-    def _record_end(self):
-        record = {**self.record(), "final_step": self.state.step, "final_loss": self.state.loss}
-        write_text(self.folder / "config.json", json.dumps(record, indent=2) + "\n")
 
     def close(self):
         """Let go of signals, threads, trackers and the folder."""

@@ -1,5 +1,6 @@
 """Samplers that run during training: grids, Frechet distances, and the best model of each kept."""
 
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from ..data import ImageSet
 from ..evaluation.features import load_feature_extractor
 from ..evaluation.frechet import Statistics, frechet_distance
 from ..evaluation.references import reference_statistics
-from ..files import whole_file, whole_folder
+from ..files import whole_file, whole_folder, write_text
 from ..images import class_grid, is_finite, pixels_to_pil, states_to_pixels
 from ..pipeline_ddim_custom import DDIMCustomPipeline
 from ..processes import gathered, on_main
@@ -189,7 +190,7 @@ class Samplers:
             self.accelerator.print(f"step {step}: no {metric} of {sampler.name}: {error}")
             return {}
         if distance < self.best.get(sampler, math.inf):
-            on_main(lambda: self._keep(sampler, pipeline))
+            on_main(lambda: self._keep(sampler, pipeline, step))
             self.best[sampler] = distance
             self.accelerator.print(
                 f"step {step}: {metric} {distance:.3f} ({self.extractor.name}, {sampler.images} images) is the best "
@@ -197,10 +198,11 @@ class Samplers:
             )
         return {f"sampler-{sampler.name}/{metric}": distance}
 
-    def _keep(self, sampler: SamplerSettings, pipeline: DDIMCustomPipeline):
+    def _keep(self, sampler: SamplerSettings, pipeline: DDIMCustomPipeline, step: int):
         """Replace best-<steps>-<eta> as a whole."""
         with whole_folder(self.folder / f"best-{sampler.name}") as beside:
             save_model(pipeline, beside)
+            write_text(beside / "config.json", json.dumps({"final_step": step}) + "\n")  # of the run's record
 
     def _save_grid(self, sampler: SamplerSettings, grid: list[np.ndarray], step: int, names: list[str]):
         picture = class_grid(pixels_to_pil(torch.from_numpy(np.stack(grid))), names)

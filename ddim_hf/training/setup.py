@@ -30,9 +30,10 @@ from ..processes import COLLECTIVE_LIMIT, gathered, once_a_machine, wait_for_all
 from ..reports.provenance import launcher
 from ..scheduling_ddim_custom import DDIMSchedulerCustom
 from ..unet import UNET_CONFIGS
-from .checkpoints import list_checkpoints
+from .checkpoints import STATE_FILE, list_checkpoints
 from .config import PRECISIONS, TrainingConfig, square_size
 from .network import new_network
+from .profiles import parse_profiles
 
 COLOUR = [name for name, row in UNET_CONFIGS.items() if row["in_channels"] == 3]
 NOT_TAKEN = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -55,7 +56,8 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     """Return the run's accelerator.
 
     Raises:
-        ValueError: processes that do not divide the batch size, or that shard the network.
+        ValueError: a precision that the device has not, processes that do not divide the batch size, or a way of
+            launching that is not taken.
         ImportError: the logger is not installed.
     """
     accelerator = Accelerator(
@@ -74,6 +76,8 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
         raise ValueError(
             f"launched with mixed_precision {accelerator.mixed_precision}; allowed: {', '.join(PRECISIONS)}"
         )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # which accelerate takes as float32
+        raise ValueError("mixed_precision is fp16 on a CPU; allowed: no, bf16")
     _shard(config, accelerator)
     if accelerator.distributed_type in NOT_TAKEN:
         raise ValueError(
@@ -196,6 +200,36 @@ def _configs_beside(config: TrainingConfig) -> tuple[Mapping[str, Any], Mapping[
             "--prediction_type epsilon, v_prediction or sample"
         )
     return {}, {}
+
+
+def record_of(pretrained: str | None) -> dict[str, Any] | None:
+    """What is on record of the training of a model in a folder, that of a run or one in it; None where nothing is."""
+    if pretrained is None:
+        return None
+    folder = Path(pretrained).resolve()
+    try:
+        record = _run_record(folder.parent if folder.name == "unet" else folder)  # of a network alone: the model's
+        known = {key: record[key] for key in ("final_step", "batch_size", "dataset_name")}
+        known |= {key: record[key] for key in ("snr_gamma", "loss_weighting") if record.get(key) is not None}
+        return known | {"started_from": record.get("started_from")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _run_record(folder: Path) -> dict[str, Any]:
+    """The record of the run that a model is of, with the model's step: of a run's result, or of a checkpoint, a
+    sampler's best or a further average in its folder."""
+    own = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if "batch_size" in own:
+        return own
+    run = read_json(folder.parent / "config.json")
+    if (folder / STATE_FILE).is_file():
+        step = read_json(folder / STATE_FILE)["step"]
+    elif folder.name in [profile.name for profile in parse_profiles(run["ema_decay"])]:
+        step = run["final_step"]
+    else:
+        step = own["final_step"]
+    return {**run, "final_step": step}
 
 
 def _names(index: Mapping[str, Any]) -> list[str] | None:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from ddim_hf.data import load_images
 from ddim_hf.hub import others_than_trained_on, trained_on
+from ddim_hf.training import TrainingConfig, train
 
 
 def test_a_runs_record_names_its_images(tmp_path):
@@ -45,3 +46,19 @@ def test_local_images_that_are_not_here_are_not_looked_up(tmp_path, monkeypatch)
         (tmp_path / "config.json").write_text(json.dumps(record | {"dataset_fingerprint": fingerprint}))
         note = others_than_trained_on(tmp_path, images)
         assert note is None if fingerprint == images.fingerprint else "'mine' holds other images than" in note
+
+
+def test_a_run_with_classes_knows_its_images(tmp_path):
+    """Of a run on labelled images nothing is noted of its own images, and other ones are; of a record of before, which
+    has no fingerprint of the images without their labels, nothing is."""
+    settings = dict(class_conditional=True, block_out_channels="8,8", max_train_steps=1, samplers="none")
+    settings |= dict(logger="none", validation_split="none", cache_dir=str(tmp_path / "cache"))
+    run = train(TrainingConfig(output_dir=str(tmp_path / "run"), **settings))
+    images = load_images(**trained_on(run), resolution=8, channels=1, cache_dir=tmp_path / "cache")
+    assert others_than_trained_on(run, images) is None
+    record = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(record | {"images_fingerprint": "0123"}))
+    assert "'digits' holds other images than" in others_than_trained_on(run, images)
+    del record["images_fingerprint"]
+    (run / "config.json").write_text(json.dumps(record))
+    assert others_than_trained_on(run, images) is None

@@ -123,8 +123,8 @@ def test_a_decay_in_any_form_is_read(short):
 
 
 def test_a_choice_says_what_it_leaves_out_and_loses_no_schedules(short, tmp_path, caplog):
-    """A torn checkpoint is left out with a warning, a length that is given twice is measured once, and schedules that
-    were fitted to what is chosen stay when it is chosen again."""
+    """A torn checkpoint is left out with a warning, a length that is given twice is measured once, schedules that were
+    fitted to what is chosen stay when it is chosen again, and the record says after which step it is."""
     with open(short / "checkpoint-2" / "unet.safetensors", "ab") as file:
         file.write(b" ")
     features = save_features(tmp_path / "features.pt", 64)
@@ -144,3 +144,6 @@ def test_a_choice_says_what_it_leaves_out_and_loses_no_schedules(short, tmp_path
     pipe.save_scheduler(short / "chosen")
     again = choose()
     assert again.scheduler.config.calibrated_schedules == pipe.scheduler.config.calibrated_schedules is not None
+    assert json.loads((short / "config.json").read_text())["final_step"] == 2
+    record = json.loads((short / "chosen" / "config.json").read_text())
+    assert (record["final_step"], record["final_loss"]) == (1, None)

@@ -44,6 +44,18 @@ def test_a_second_pass_adds_the_gradients():
     assert peaks[1] == peaks[2] and 0.3 * weights < peaks[1] - peaks[0] < 1.01 * weights
 
 
+def test_what_is_divided_is_counted_once():
+    """Of what lasts each process of several holds all and the buckets that it sends, or with FSDP its part alone."""
+    unet = build_unet("digits")
+    weights = 4 * unet.num_parameters()
+    one, several, divided = (
+        step_memory(unet, 8, num_averages=2, num_processes=count, sharded=sharded)
+        for count, sharded in ((1, False), (4, False), (4, True))
+    )
+    assert (one.lasting, several.lasting, divided.lasting) == (5 * weights, 6 * weights, 5 * weights // 4)
+    assert one.passing == several.passing == divided.passing
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 @pytest.mark.parametrize(
     "network, batch_size, size, precision, checkpointing",

@@ -3,8 +3,11 @@
 import random
 
 import pytest
+import torch
+from diffusers import UNet2DModel
 from image_files import noise
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensor
 from training_runs import config, save_tiny_model
 
 from ddim_hf.data import describe_images
@@ -118,6 +121,24 @@ def test_a_dry_run_estimates_the_time(tmp_path, capsys):
     assert lines[0].startswith("32 images, RGB, 8 x 8, scaled from 40 x 40 pixels")
     assert '  "max_train_steps": 400,' in lines
     assert sum(line.startswith("time: about ") and "from a trial of" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("most, said", [(0, "1 image"), (1, "8 images")])
+def test_a_dry_run_of_what_does_not_fit_says_so(tmp_path, monkeypatch, capsys, most, said):
+    """Where a pass does not fit the device, its plan says which one, and the memory of a step as always."""
+    forward = UNet2DModel.forward
+
+    def full(unet, x_t, *words):
+        if len(x_t) > most and not (x_t.is_meta or isinstance(x_t, FakeTensor)):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(unet, x_t, *words)
+
+    monkeypatch.setattr(UNet2DModel, "forward", full)
+    place = folder_of(tmp_path / "images", [(8, 8)] * 32)
+    train(TrainingConfig(dataset_name=place, resolution=8, output_dir=str(tmp_path / "run"), dry_run=True))
+    lines = capsys.readouterr().out.splitlines()
+    assert f"time: unknown, as a pass of {said} does not fit the device" in lines
+    assert sum(line.startswith("memory of a step: about ") for line in lines) == 1
 
 
 def test_the_pace_is_that_of_the_later_steps(monkeypatch):

@@ -207,6 +207,15 @@ def test_what_shared_weights_do_not_take(model, tmp_path):
     assert "error: launched with FSDP and channels_last True; allowed with it: (None, False)" in pair[0].text()
 
 
+def test_a_dry_run_counts_what_each_process_holds(model, tmp_path):
+    """With FSDP on two processes a dry run counts half of weights, moments and averages for each, and says so."""
+    pair = run_pair(tmp_path, flags(model, tmp_path / "run", dry_run=True), before=sharded)
+    assert [run.wait() for run in pair] == [0, 0], pair[0].text()
+    half = 4 * 4 * sum(value.numel() for value in weights(model).values()) / 2
+    said = pair[0].text()
+    assert f"weights, moments and averages {half / 2**20:,.1f} MiB" in said and "with FSDP: its part of" in said
+
+
 def slow_to_come():
     """The second of two processes is still being set up when the first is ready."""
     begin = torch.distributed.init_process_group

@@ -66,6 +66,14 @@ def test_saved_averages_give_another_one():
     assert coefficients == pytest.approx(np.eye(len(saved))[-1], abs=1e-6) and error < 1e-6
 
 
+@pytest.mark.parametrize("saved", [[500], [4_000], [2_000, 3_000, 4_000]])
+def test_a_combination_of_equal_weights_is_these_weights(saved):
+    """However far off a combination is, its coefficients' sum is 1: averages of weights that stood still give them."""
+    for wanted in (Profile("power", 0.02), Profile("ema", 0.9999), Profile("power", 0.28)):
+        coefficients, error = combine_profiles([(Profile("power", 0.1), at) for at in saved], wanted, 4_000)
+        assert error > 0.01 and coefficients.sum() == pytest.approx(1, abs=1e-9)
+
+
 @pytest.mark.parametrize("text", ["1", "0", "power:0", "power:0.3", "power", "long:0.1", "nan", ""])
 def test_no_profile_is_one_line(text):
     """What names no average is refused with what is allowed."""

@@ -77,6 +77,36 @@ def test_a_models_folder_is_not_trained_over(model, measured, tmp_path):
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+def test_a_run_that_begins_takes_nothing_from_one_before_it(model, measured, tmp_path, capsys):
+    """Grids, best models and log of a run that was killed before its first checkpoint do not pass for those of one
+    that begins in the folder, anew or from a checkpoint of elsewhere: they are set aside, with a line."""
+
+    def killed(folder):
+        (folder / "samples").mkdir(parents=True)
+        (folder / "samples" / "step-0000002-2-0.png").write_text("of before")
+        (folder / "best-2-0").mkdir()
+        (folder / "log.jsonl").write_text('{"step": 1, "loss": 9.0}\n')
+        return folder
+
+    for number, wanted in enumerate((None, "latest", str(measured / "checkpoint-2"))):
+        folder = killed(tmp_path / f"run-{number}")
+        train(config(model, folder, resume_from_checkpoint=wanted, **SETTINGS, max_train_steps=2))
+        said = capsys.readouterr().out
+        assert f"of a run that was here before: {folder / 'samples'}, {folder / 'best-2-0'} (now *.aside)" in said
+        assert (folder / "samples.aside" / "step-0000002-2-0.png").read_text() == "of before"
+        assert sorted(path.name for path in folder.glob("best-*")) == ["best-2-0.aside"]
+        assert "samples.png" not in (folder / "README.md").read_text()
+        assert "9.0" not in (folder / "log.jsonl").read_text()
+
+
+def test_the_cards_picture_is_of_the_runs_own_samplers(model, measured, tmp_path):
+    """Of grids of the last step, one of a sampler that the run has not is not taken."""
+    folder = shutil.copytree(measured, tmp_path / "run")
+    (folder / "samples" / "step-0000002-1-0.png").write_text("of another sampler")
+    train(config(model, folder, resume_from_checkpoint="latest", **SAMPLED))
+    assert (folder / "samples.png").read_bytes() == (folder / "samples" / "step-0000002-2-0.png").read_bytes()
+
+
 def test_two_runs_are_not_mixed_in_a_folder(model, measured, tmp_path):
     """A checkpoint of another folder is not gone on with where a run has left checkpoints of its own."""
     other = shutil.copytree(measured, tmp_path / "other")

@@ -5,6 +5,8 @@ import os
 import runpy
 import shlex
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,8 @@ from training_runs import ROOT, config, difference, log_lines, save_tiny_model, 
 
 from ddim_hf import DDIMCustomPipeline
 from ddim_hf.files import sha256
-from ddim_hf.training import train
+from ddim_hf.hub import model_card
+from ddim_hf.training import TrainingRun, TrainingStopped, train
 from ddim_hf.training.setup import build_model
 
 
@@ -129,6 +132,23 @@ def test_what_would_change_the_run_is_refused(models, finished, tmp_path):
         train(config(models[0.0], finished))
 
 
+def test_a_decay_is_the_same_as_text_and_as_a_number(models, tmp_path):
+    """A run whose ema_decay was given as a number, also in a checkpoint of an earlier version, goes on with the text,
+    and the other way round."""
+    settings = dict(lr_scheduler="constant", resume_from_checkpoint="latest")
+    folder = train(config(models[0.0], tmp_path / "run", max_train_steps=2, ema_decay=0.99, **settings))
+    train(config(models[0.0], folder, max_train_steps=3, ema_decay="0.99", **settings))
+    file = folder / "checkpoint-3" / "state.json"
+    state = json.loads(file.read_text())
+    assert state["identity"]["ema_decay"] == "0.99"
+    state["identity"]["ema_decay"] = 0.99
+    file.write_text(json.dumps(state))
+    for steps, decay in ((4, "0.99"), (5, 0.99)):
+        train(config(models[0.0], folder, max_train_steps=steps, ema_decay=decay, **settings))
+    with pytest.raises(ValueError, match="ema_decay was '0.99' and is '0.9'"):
+        train(config(models[0.0], folder, max_train_steps=6, ema_decay=0.9, **settings))
+
+
 def test_what_does_not_change_the_run_is_allowed(models, finished, tmp_path):
     """How often a run logs, checkpoints and validates may change when it is resumed, and the run stays the same."""
     folder = continued(finished, tmp_path / "run")
@@ -208,12 +228,66 @@ def test_validation_leaves_the_run_alone(finished, models, tmp_path):
     assert 0.2 < losses[1] < losses[0] < 1.5
 
 
+def test_the_validation_loss_is_the_same_in_batches_of_any_size(models, tmp_path):
+    """eval_batch_size does not change which timesteps and noise the held-out images have: the loss is the same up to
+    rounding (1e-6)."""
+    settings = dict(validation_split="test", validation_images=150, max_train_steps=1)
+    runs = [
+        train(config(models[0.0], tmp_path / f"{size}", eval_batch_size=size, **settings)) for size in (64, 27, 99)
+    ]
+    losses = [log_lines(folder)[-1]["validation_loss"] for folder in runs]
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("stopped_at", [6, 12])
+def test_a_stop_costs_no_validation(finished, models, tmp_path, monkeypatch, stopped_at):
+    """A run that is stopped amid a validation, the last one too, validates when it goes on, once, and logs what one
+    that was never stopped does."""
+    settings = dict(validation_split="test", validation_steps=6, resume_from_checkpoint="latest")
+    folder, validate = tmp_path / "run", TrainingRun.validate
+
+    def stop_amid(run):
+        if run.state.step == stopped_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        validate(run)
+
+    with monkeypatch.context() as patch, pytest.raises(TrainingStopped, match=f"stopped after step {stopped_at}, "):
+        patch.setattr(TrainingRun, "validate", stop_amid)
+        train(config(models[0.0], folder, **settings))
+    assert stopped_at not in [line["step"] for line in log_lines(folder) if "validation_loss" in line]
+    for _ in range(2):
+        train(config(models[0.0], folder, **settings))
+        held_out = [
+            [(line["step"], line["validation_loss"]) for line in log_lines(run) if "validation_loss" in line]
+            for run in (folder, finished)
+        ]
+        assert held_out[0] == held_out[1] and len(held_out[0]) == 2
+
+
 def test_the_bar_tells_time_left_speed_and_the_share_of_data(models, tmp_path, capsys):
     """The progress bar shows the time left, images a second and the share of time that waiting for data took."""
     train(config(models[0.0], tmp_path / "run"))
     bar = capsys.readouterr().err
     assert "images/s, data " in bar and "% of the time" in bar
     assert "<00:" in bar  # elapsed<left
+
+
+def test_the_speed_is_that_of_training_alone(models, finished, tmp_path):
+    """What is done before the first step, such as waiting for another run or a trial of the compiler, counts as no
+    time of training; the seconds of a window that a stop cut do."""
+    folder = continued(finished, tmp_path / "run")
+    state = json.loads((folder / "checkpoint-6" / "state.json").read_text())
+    state["window"]["seconds"] = 100.0
+    (folder / "checkpoint-6" / "state.json").write_text(json.dumps(state))
+    run = TrainingRun(config(models[0.0], folder, resume_from_checkpoint="latest"))
+    try:
+        run.resume()
+        time.sleep(3)
+        run.loop()
+    finally:
+        run.close()
+    (line,) = [line for line in log_lines(folder) if line["step"] == 8]
+    assert 100 < 4 * 16 / line["images_per_second"] < 103
 
 
 def test_fine_tuning_from_the_hub(models, tmp_path, hub):
@@ -274,6 +348,18 @@ def test_the_launchers_precision_counts(models, tmp_path, monkeypatch):
         train(config(models[0.0], tmp_path / "none", **short))
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
     train(config(models[0.0], tmp_path / "after", **short))
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="on a CPU")
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_half_precision_on_a_cpu_is_refused(models, tmp_path, monkeypatch, dry_run):
+    """fp16, which accelerate trains in float32 on a CPU, is refused there, given or launched, and by a dry run too."""
+    with pytest.raises(ValueError, match="^mixed_precision is fp16 on a CPU; allowed: no, bf16$"):
+        train(config(models[0.0], tmp_path / "run", mixed_precision="fp16", dry_run=dry_run))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ValueError, match="^mixed_precision is fp16 on a CPU; allowed: no, bf16$"):
+        train(config(models[0.0], tmp_path / "run", dry_run=dry_run))
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_accelerator_that_was_there_stays(models, tmp_path):
@@ -361,6 +447,30 @@ def test_the_card_says_what_a_run_started_from(models, finished, tmp_path):
     assert "Before this run it was trained for 2 steps of 16 images of digits, by `loss_weighting` v." in said
     assert said.index("for 2 steps of 16") < said.index("for 12 steps of 16 images of digits.")
     assert "Before this run" not in (finished / "README.md").read_text() and "started_from" not in said
+
+
+def test_a_model_keeps_its_record_until_another_takes_its_place(models, tmp_path, monkeypatch):
+    """Where a finished run goes on and is killed, record and card in its folder are still those of the model there,
+    and a run that starts from it has them on record; when the run has come to its end, those of the new one."""
+    settings = dict(lr_scheduler="constant", ema_decay="0.9")
+    folder = train(config(models[0.0], tmp_path / "run", max_train_steps=4, **settings))
+    before, card, step = (folder / "config.json").read_text(), model_card(folder), TrainingRun.train_step
+
+    def killed(run):
+        if run.state.step == 6:
+            raise SystemExit
+        step(run)
+
+    further = dict(max_train_steps=8, resume_from_checkpoint="latest", **settings)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(TrainingRun, "train_step", killed)
+        train(config(models[0.0], folder, **further))
+    assert (folder / "config.json").read_text() == before and model_card(folder) == card
+    tuned = train(config(str(folder), tmp_path / "tuned", max_train_steps=1))
+    assert json.loads((tuned / "config.json").read_text())["started_from"]["final_step"] == 4
+    train(config(models[0.0], folder, **further))
+    record = json.loads((folder / "config.json").read_text())
+    assert (record["max_train_steps"], record["final_step"]) == (8, 8)
 
 
 def test_what_a_run_began_from_stays_on_record(models, finished, tmp_path, capsys):

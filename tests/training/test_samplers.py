@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from ddim_hf.evaluation.frechet import Statistics, frechet_distance
 from ddim_hf.images import states_to_pixels
 from ddim_hf.training import TrainingStopped, train
 from ddim_hf.training.samplers import Samplers
+from ddim_hf.training.setup import record_of
 from ddim_hf.training.stopping import StopRequest
 
 
@@ -84,6 +84,30 @@ def test_the_best_of_each_sampler_is_kept(finished):
     assert not list(finished.glob(".best*"))
 
 
+def test_what_lies_in_a_runs_folder_is_of_that_run(model, settings, tmp_path):
+    """A run from a checkpoint, a sampler's best, a further average or a network alone has on record what the run they
+    are of saw, up to their step; of another model in that folder nothing is."""
+    folder = train(config(model, tmp_path / "run", **settings | dict(ema_decay="0.9,0.99", loss_weighting="v")))
+    reached = distances(folder, "3-0")
+    best = min(reached, key=reached.get)
+    steps = {"": 12, "checkpoint-6": 6, "best-3-0": best, "ema-0.99": 12, "unet": 12, "checkpoint-6/unet": 6}
+    saw = {"batch_size": 16, "dataset_name": "digits", "loss_weighting": "v", "started_from": None}
+    for place, step in steps.items():
+        assert record_of(str(folder / place)) == saw | {"final_step": step}
+    shutil.copytree(model, folder / "other")
+    assert record_of(str(folder / "other")) is None
+    tuned = train(config(str(folder / "checkpoint-6"), tmp_path / "tuned", max_train_steps=1))
+    assert "Before this run it was trained for 6 steps of 16 images of digits, by" in (tuned / "README.md").read_text()
+
+
+def test_a_new_network_has_nothing_before_it(tmp_path, monkeypatch):
+    """A record in the working directory is none of a new network's."""
+    record = {"final_step": 12, "batch_size": 16, "dataset_name": "digits", "ema_decay": "0.9"}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    monkeypatch.chdir(tmp_path)
+    assert record_of(None) is None and record_of(".")["final_step"] == 12
+
+
 def test_a_worse_model_does_not_replace_the_best(model, settings, tmp_path):
     """Where the distance grows, the best model stays that of the smaller one."""
     # The first steps are taken with nearly no learning rate, the last with far too much of it.
@@ -142,11 +166,13 @@ def test_a_best_by_other_terms_is_forgotten(model, settings, tmp_path):
 
 def test_a_run_from_anothers_checkpoint_keeps_its_own_best(model, settings, finished, tmp_path):
     """A run that starts from another run's checkpoint has a best model of its own, whatever the other one reached."""
-    far = config(model, tmp_path / "run", resume_from_checkpoint=str(finished / "checkpoint-12"), **settings)
-    state = json.loads((finished / "checkpoint-12" / "state.json").read_text())
-    assert state["selection"]["best"]["3-0"][0] > 0
-    folder = train(replace(far, max_train_steps=12))
-    assert not list(folder.glob("best-*"))  # nothing was sampled, so nothing is best
+    other = shutil.copytree(finished / "checkpoint-6", tmp_path / "other" / "checkpoint-6")
+    (tmp_path / "other" / "best-3-0").mkdir()
+    state = json.loads((other / "state.json").read_text())
+    state["selection"]["best"]["3-0"][0] = 1e-9  # nearer than any model here comes
+    (other / "state.json").write_text(json.dumps(state))
+    folder = train(config(model, tmp_path / "run", resume_from_checkpoint=str(other), **settings))
+    assert list(distances(folder, "3-0")) == [8, 12] and (folder / "best-3-0" / "model_index.json").is_file()
 
 
 class Spoiled(Features):

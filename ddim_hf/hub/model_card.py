@@ -61,7 +61,7 @@ SCHEDULE = [
 ]
 # Settings that say where a run is and how it is watched, not what it computes; what stands elsewhere on the card.
 HIDDEN = re.compile(
-    r"^_|token|_dir$|push_to_hub|^hub_|checkpoint|^logg|^dry_run|^refresh|^eval_batch|fingerprint|on_hub$"
+    r"^_|token|_dir$|push_to_hub|^hub_|checkpoint|^logg|^dry_run|^refresh|^eval_batch|fingerprint|on_hub$|^label_names$"
     r"|^(versions|command|git_commit|machine|num_processes|num_parameters|sharded|max_cached_bytes|data_on_device)$"
 )
 # What a setting's value leaves without effect, often the setting itself.
@@ -323,7 +323,7 @@ def _classes(names: list[str], null_is_trained: bool) -> str:
     """The classes, and what can be asked of the model."""
     if not names:
         return ""
-    named = [f"{number} {_cell(name)}" if name != str(number) else name for number, name in enumerate(names[:NAMED])]
+    named = [f"{number} {_escape(name)}" if name != str(number) else name for number, name in enumerate(names[:NAMED])]
     more = "" if len(names) <= NAMED else f" and {len(names) - NAMED:,} more, which `pipeline.id2label` names"
     text = f"{', '.join(named)}{more}.\n\n`class_labels` takes names or numbers. "
     if not null_is_trained:
@@ -473,4 +473,8 @@ def _cell(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, list):
         return ", ".join(map(_cell, value))
-    return redact(str(value)).replace("|", "\\|").replace("\n", " ")
+    return _escape(redact(str(value)))
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

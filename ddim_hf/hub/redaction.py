@@ -11,15 +11,17 @@ START = r"(?:(?i:file):/+(?:[A-Za-z]:)?[/\\]*|~(?:[A-Za-z_][\w-]*)?[/\\]|[A-Za-z
 FOLDER = rf"(?:(?![\s'\",;:=(](?:{START}|\w\w+://))[^/\\\n])+[/\\]+"
 ADDRESS = r"(?P<address>\b(?!(?i:file):)[A-Za-z][\w+]+://[^\s,;'\"]*)"
 OUTSIDE = re.compile(rf"{ADDRESS}|(?<![\w./\\~]){START}(?:{FOLDER})*(?=[^\s'\"])")
+CLASS_NAMES = ("id2label", "label_names", "by_class")
 SCRIPT = re.compile(r"(?:.*[/\\])?examples[/\\]((?:\w+[/\\])?\w+\.py)")
 
 
 def redact(value: Any) -> Any:
     """Text, or what JSON holds, without tokens, and with each path that leads out of the working directory cut to its
-    last part. Paths below it stay: they name nothing of the machine, and commands need them.
+    last part. Paths below it stay: they name nothing of the machine, and commands need them. Names of classes in JSON
+    stay too: they are data, whatever they look like.
     """
     if isinstance(value, dict):
-        return {key: redact(part) for key, part in value.items()}
+        return {key: part if key in CLASS_NAMES else redact(part) for key, part in value.items()}
     if isinstance(value, list):
         return [redact(part) for part in value]
     if not isinstance(value, str):

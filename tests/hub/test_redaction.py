@@ -5,8 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+from conftest import tiny_unet
 from hub_models import WRITER
 
+from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
 from ddim_hf.hub import push_to_hub
 from ddim_hf.hub.redaction import redact, redact_command
 
@@ -78,6 +80,22 @@ def test_tokens_are_named_by_their_variable():
     assert redact_command("python examples/push_to_hub.py a b --token hf_abcdefghijkl").endswith("--token $HF_TOKEN")
     assert redact("of hf_abcdefghijkl") == "of $HF_TOKEN"
     assert redact_command("echo 'unbalanced /home/me/x") == "echo 'unbalanced x"
+
+
+def test_the_names_of_classes_go_up_as_they_are(hub, tmp_path):
+    """Names that look like paths or tokens are the same on the Hub: in the model, in its figures and on its card."""
+    names = ["/animal/cat", "/vehicle/cat", "hf_something1", "/m/01g317"]
+    pipe = DDIMCustomPipeline(tiny_unet(num_class_embeds=5), DDIMSchedulerCustom(), id2label=dict(enumerate(names)))
+    pipe.save_pretrained(tmp_path / "run")
+    row = {"metric": "label_accuracy", "value": 0.5, "by_class": [[name, 2, 0.5] for name in names]}
+    (tmp_path / "run/results.json").write_text(json.dumps({"results": [row]}))
+    (tmp_path / "run/config.json").write_text(json.dumps({"label_names": names}))
+    push_to_hub(tmp_path / "run", "org/tiny", token=WRITER)
+    assert DDIMCustomPipeline.from_pretrained("org/tiny").id2label == dict(enumerate(names))
+    files = hub.repos["org/tiny"].files()
+    assert json.loads(files["results.json"])["results"] == [row]
+    card = files["README.md"].decode()
+    assert "0 /animal/cat, 1 /vehicle/cat, 2 hf_something1, 3 /m/01g317." in card and "label_names" not in card
 
 
 def test_nothing_that_goes_up_names_a_folder(hub, run):

@@ -62,7 +62,8 @@ class Page:
 
     def __init__(self, models: Models, limits: Limits):
         self.models, self.limits = models, limits
-        self.named = gr.State("")  # the model that this visitor has named
+        # The model that this visitor has named; the browser keeps it, as it keeps the heading. "" is the page's own.
+        self.named = gr.Textbox("", visible=False)
         self.following = []  # (component, what of it follows the model and the settings), see `add`
 
     def add(self, kind: Callable, follow: Callable[[DDIMCustomPipeline, Settings], dict], **fixed: Any) -> Any:

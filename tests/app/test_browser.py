@@ -233,6 +233,10 @@ def test_a_wrong_model_changes_nothing_and_a_right_one_is_taken(visit, pipe, tmp
     name.press("Enter")
     page.wait_for_selector("text=/makes grey images of 8 × 8/")
     assert len(generate(page)) == 8
+    assert page.locator(".gallery img").first.evaluate("one => one.naturalWidth") == 8
+    other = visit("?" + page.url.partition("?")[2])
+    other.wait_for_selector("a.file")
+    assert images(other) == images(page)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -269,8 +273,9 @@ def test_everything_has_a_name(visit):
 
 
 def test_a_link_that_is_wrong_says_so(visit):
-    """A bad address starts nothing and gets a sentence."""
-    page = visit("?steps=many&seed=0")
-    page.wait_for_selector("text=/steps is 'many'/")
-    page.wait_for_timeout(1000)
-    assert page.locator("progress, a.file").count() == 0
+    """An address of bad values, or of what the model does not do, starts nothing and gets a sentence."""
+    for query, words in (("?steps=many&seed=0", "steps is 'many'"), ("?tau=calibrated&steps=7&seed=0", "no calibrated")):
+        page = visit(query)
+        page.wait_for_selector(f"text=/{words}/")
+        page.wait_for_timeout(1000)
+        assert page.locator("progress, a.file").count() == 0

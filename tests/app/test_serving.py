@@ -1,0 +1,35 @@
+"""The page as it is served to browsers: what a visitor is shown, and that it is what the page says."""
+
+import pytest
+from conftest import tiny_unet
+from page_visitor import Visitor
+
+from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
+from ddim_hf.app.page import build_page
+
+
+@pytest.fixture
+def models(pipe, tmp_path):
+    """A folder with two models, own and other."""
+    pipe.save_pretrained(tmp_path / "own")
+    DDIMCustomPipeline(tiny_unet(sample_size=16), DDIMSchedulerCustom()).save_pretrained(tmp_path / "other")
+    return tmp_path
+
+
+@pytest.fixture
+def address(models):
+    """The page of `own`, that lets visitors name others, and remembers one visitor alone."""
+    blocks = build_page(str(models / "own"), allow_models=True)
+    yield blocks.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, state_session_capacity=1)[1]
+    blocks.close(verbose=False)
+
+
+def test_the_pictures_are_of_the_model_that_the_heading_names(address, models):
+    """A visitor whom the server has forgotten, as others came, still samples from the model that was chosen."""
+    visitor = Visitor(address)
+    visitor.set(**{"Folder,_or_id_on_the_Hub": str(models / "other"), "Images": 1, "Steps": 1})
+    visitor.press("Load")
+    assert f"The model <b>{models / 'other'}</b> makes grey images of 16 × 16" in visitor.shown
+    Visitor(address), Visitor(address)
+    visitor.press("Generate")
+    assert f"load_pipeline('{models / 'other'}'" in visitor.shown

@@ -336,8 +336,12 @@ class Page:
     def _open_link(self, request: gr.Request) -> list:
         """The controls as the page's address says."""
         try:
-            settings = Settings.from_query(dict(request.query_params)) or default_settings(self.models.get())
-            return [settings.model, *self.follow(self.models.get(settings.model), settings)]
+            asked = Settings.from_query(dict(request.query_params))
+            settings = asked or default_settings(self.models.get())
+            pipe = self.models.get(settings.model)
+            if asked:
+                asked.check(pipe, self.limits)
+            return [settings.model, *self.follow(pipe, settings)]
         except (ValueError, OSError) as error:
             raise gr.Error(str(error), title="This link does not work", print_exception=False) from error
 

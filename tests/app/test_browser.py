@@ -274,8 +274,8 @@ def test_everything_has_a_name(visit):
 
 def test_a_link_that_is_wrong_says_so(visit):
     """An address of bad values, or of what the model does not do, starts nothing and gets a sentence."""
-    for query, words in (("?steps=many&seed=0", "steps is 'many'"), ("?tau=calibrated&steps=7&seed=0", "no calibrated")):
-        page = visit(query)
+    for query, words in (("steps=many", "steps is 'many'"), ("tau=calibrated&steps=7", "no calibrated schedule")):
+        page = visit(f"?{query}&seed=0")
         page.wait_for_selector(f"text=/{words}/")
         page.wait_for_timeout(1000)
         assert page.locator("progress, a.file").count() == 0

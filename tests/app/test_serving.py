@@ -33,3 +33,9 @@ def test_the_pictures_are_of_the_model_that_the_heading_names(address, models):
     Visitor(address), Visitor(address)
     visitor.press("Generate")
     assert f"load_pipeline('{models / 'other'}'" in visitor.shown
+
+
+def test_a_link_to_what_the_model_has_not_is_refused(address):
+    """A link to a schedule that the model has not gets a sentence, and no other is taken in its place."""
+    (error,) = Visitor(address, "?tau=calibrated&steps=7&seed=0").errors
+    assert "no calibrated schedule for 7 steps" in error

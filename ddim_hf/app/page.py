@@ -326,7 +326,7 @@ class Page:
         """Change this visitor's model, or say why it stays."""
         name = name.strip()
         try:
-            pipe = self.models.get(name)
+            pipe = self.models.get(name, anew=True)
         except (ValueError, OSError) as error:
             stays = f"{error}. The page stays with {named or self.models.own}."
             return [alert(stays), *[gr.skip()] * (1 + len(self.following))]

@@ -317,6 +317,22 @@ def test_a_wrong_model_changes_nothing(pipe, tmp_path):
     assert models.get() is own and models.get(str(tmp_path / "other")) is not other  # it had to go
 
 
+@pytest.mark.parametrize("name", ["own", "other"])
+def test_a_model_is_read_anew_where_that_is_asked(pipe, tmp_path, name):
+    """Weights that were saved over those loaded are taken, by all visitors; until then the loaded ones stay."""
+    for folder in ("own", "other"):
+        pipe.save_pretrained(tmp_path / folder)
+    models, path = Models(str(tmp_path / "own"), allow_others=True, kept=2), str(tmp_path / name)
+    before = models.get(path)
+    DDIMCustomPipeline(tiny_unet(sample_size=16), DDIMSchedulerCustom()).save_pretrained(path)
+    assert models.get(path) is before
+    assert models.get(path, anew=True) is models.get(path) and models.get(path).state_shape == (1, 16, 16)
+    (tmp_path / name / "unet/config.json").unlink()
+    with pytest.raises((ValueError, OSError)):
+        models.get(path, anew=True)
+    assert models.get(path).state_shape == (1, 16, 16)
+
+
 def test_other_models_are_refused_unless_allowed(pipe, tmp_path):
     """A page of one model reads no folder that a visitor names, whether it is there or not."""
     pipe.save_pretrained(tmp_path / "own")

@@ -35,6 +35,16 @@ def test_the_pictures_are_of_the_model_that_the_heading_names(address, models):
     assert f"load_pipeline('{models / 'other'}'" in visitor.shown
 
 
+def test_load_means_load(address, models):
+    """A model that was saved over since it was loaded is shown as it is now, the page's own too."""
+    visitor = Visitor(address)
+    for name, size in (("own", 16), ("other", 16), ("own", 8), ("other", 8)):
+        DDIMCustomPipeline(tiny_unet(sample_size=size), DDIMSchedulerCustom()).save_pretrained(models / name)
+        visitor.set(**{"Folder,_or_id_on_the_Hub": str(models / name)})
+        visitor.press("Load")
+        assert f"{name}</b> makes grey images of {size} × {size}" in visitor.shown
+
+
 def test_a_link_to_what_the_model_has_not_is_refused(address):
     """A link to a schedule that the model has not gets a sentence, and no other is taken in its place."""
     (error,) = Visitor(address, "?tau=calibrated&steps=7&seed=0").errors

@@ -120,17 +120,23 @@ def test_the_first_image_comes_soon(visit):
 
 
 def test_cancel_ends_a_request_within_a_step(visit):
-    """After Cancel no picture changes any more, and the next request has its turn at once."""
+    """After Cancel no picture changes any more, no link is left of pictures before, and the next request has its turn
+    at once."""
     page = visit()
+    generate(page)
+    page.wait_for_url("**seed=0**")
     choose(page, "Steps", 200)
     page.click("#generate")
-    page.wait_for_selector(".gallery img")
+    page.wait_for_selector("text=/step [1-9][0-9]* of 200/")
     page.get_by_role("button", name="Cancel").first.click()
     page.wait_for_selector("text=Stopped.")
     page.wait_for_timeout(1000)
     before = images(page)
     page.wait_for_timeout(3000)
-    assert images(page) == before and page.locator("a.file").count() == 0
+    assert images(page) == before and page.locator("a.file").count() == 0 and "seed=" not in page.url
+    page.click("text=The same images again")
+    assert page.locator("label:has-text('Link') textarea, label:has-text('Link') input").input_value() == ""
+    assert "load_pipeline" not in page.inner_text("body")
     choose(page, "Steps", 1)
     assert len(generate(page)) == 8
 

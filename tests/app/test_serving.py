@@ -7,6 +7,8 @@ from page_visitor import Visitor
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
 from ddim_hf.app.page import build_page
 
+FOLDER = "Folder,_or_id_on_the_Hub"
+
 
 @pytest.fixture
 def models(pipe, tmp_path):
@@ -27,7 +29,7 @@ def address(models):
 def test_the_pictures_are_of_the_model_that_the_heading_names(address, models):
     """A visitor whom the server has forgotten, as others came, still samples from the model that was chosen."""
     visitor = Visitor(address)
-    visitor.set(**{"Folder,_or_id_on_the_Hub": str(models / "other"), "Images": 1, "Steps": 1})
+    visitor.set(**{FOLDER: str(models / "other")}, Images=1, Steps=1)
     visitor.press("Load")
     assert f"The model <b>{models / 'other'}</b> makes grey images of 16 × 16" in visitor.shown
     Visitor(address), Visitor(address)
@@ -40,9 +42,27 @@ def test_load_means_load(address, models):
     visitor = Visitor(address)
     for name, size in (("own", 16), ("other", 16), ("own", 8), ("other", 8)):
         DDIMCustomPipeline(tiny_unet(sample_size=size), DDIMSchedulerCustom()).save_pretrained(models / name)
-        visitor.set(**{"Folder,_or_id_on_the_Hub": str(models / name)})
+        visitor.set(**{FOLDER: str(models / name)})
         visitor.press("Load")
         assert f"{name}</b> makes grey images of {size} × {size}" in visitor.shown
+
+
+def test_no_result_outlives_its_request(address, models):
+    """Where a request fails halfway, and where another model is loaded, downloads, link and Python of before go."""
+    unet = tiny_unet(num_class_embeds=3)
+    unet.class_embedding.weight.data[1] = float("nan")
+    DDIMCustomPipeline(unet, DDIMSchedulerCustom(), id2label={0: "good", 1: "bad"}).save_pretrained(models / "other")
+    visitor, of_a_result = Visitor(address), ('download="ddim-seed11', "&seed=11", "seeds=range(11, 12)")
+    for last in ("Generate", "Load"):
+        visitor.set(**{FOLDER: str(models / "other")})
+        visitor.press("Load")
+        visitor.set(Class="good", Images=1, First_seed=11, Steps=2)
+        visitor.press("Generate")
+        assert all(text in visitor.shown for text in of_a_result)
+        visitor.set(**{FOLDER: str(models / "own"), "Class": "bad"})
+        visitor.press(last)
+        assert not any(text in visitor.shown for text in of_a_result)
+    assert "seed 11" not in visitor.shown and "Press Generate" in visitor.shown
 
 
 def test_a_link_to_what_the_model_has_not_is_refused(address):

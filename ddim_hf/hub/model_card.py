@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,19 +142,25 @@ def write_model_card(folder: str | Path, *, repo_id: str | None = None, license:
 
 
 def model_card(
-    folder: str | Path, *, repo_id: str | None = None, existing: str | None = None, license: str | None = None
+    folder: str | Path,
+    *,
+    repo_id: str | None = None,
+    existing: str | None = None,
+    license: str | None = None,
+    results: Sequence[dict[str, Any]] = (),
 ) -> str:
     """The card of the model in `folder`, merged into the text of `existing` (the folder's own README where None).
 
     Text outside our marks is kept byte for byte. Metadata: what `existing` says stands, but for a license that is
     given; lists are united; the results under this model's name, or its folder's, are replaced by those in
-    `results.json`. Without `license` and without the README's own, the card names none.
+    `results.json`, or in `results` where the folder has none. Without `license` and without the README's own, the
+    card names none.
     """
     folder = Path(folder)
     if existing is None and (folder / "README.md").is_file():
         existing = (folder / "README.md").read_bytes().decode()
     name = repo_id or folder.resolve().name
-    config, rows = _recorded(folder / "config.json"), _recorded(folder / "results.json").get("results", [])
+    config, rows = _recorded(folder / "config.json"), _recorded(folder / "results.json").get("results", results)
     rows = [row for row in rows if not str(row.get("implementation")).startswith("real images")]  # not the model's
     scheduler = _recorded(folder / "scheduler/scheduler_config.json")
     own, others = _by_weights(rows, folder / "unet")

@@ -3,6 +3,7 @@
 import copy
 import io
 import re
+import threading
 import time
 
 import numpy as np
@@ -14,7 +15,7 @@ from page_pictures import files, pixels
 from PIL import Image
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, states_to_images
-from ddim_hf.app import requests
+from ddim_hf.app import requests, watching
 from ddim_hf.app.limits import Limits
 from ddim_hf.app.models import Models
 from ddim_hf.app.settings import Settings
@@ -200,6 +201,21 @@ def test_a_request_that_is_closed_stops_before_the_next_pass(slow):
         time.sleep(0.3)  # in which two passes more would have begun
         assert len(passes) <= begun + 1, "one more may be under way"
         assert last(requests.sample(pipe, Settings(images=1, steps=1), LIMITS)).files  # the next request has its turn
+
+
+def test_requests_end_with_the_server(slow, monkeypatch):
+    """Once the server ends no pass begins, also of those that other programs wait for, and whoever waits is told."""
+    pipe, passes = slow
+    settings = Settings(steps=50, tau="quadratic")
+    request = requests.sample(pipe, settings, LIMITS)
+    next(request)
+    monkeypatch.setattr(watching, "closing", threading.Event())
+    watching.closing.set()
+    begun = len(passes)
+    for ended in (lambda: last(request), lambda: requests.images_of(pipe, settings, LIMITS)):
+        with pytest.raises(OSError, match="the server ends"):
+            ended()
+    assert len(passes) <= begun + 1, "one more may be under way"
 
 
 def test_requests_at_once_do_not_see_each_other(slow):

@@ -1,5 +1,13 @@
 """The page as it is served to browsers: what a visitor is shown, and that it is what the page says."""
 
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import gradio_client
 import pytest
 from conftest import tiny_unet
 from page_visitor import Visitor
@@ -69,3 +77,24 @@ def test_a_link_to_what_the_model_has_not_is_refused(address):
     """A link to a schedule that the model has not gets a sentence, and no other is taken in its place."""
     (error,) = Visitor(address, "?tau=calibrated&steps=7&seed=0").errors
     assert "no calibrated schedule for 7 steps" in error
+
+
+def test_ctrl_c_ends_the_page_while_a_request_runs(tmp_path):
+    """The server's process ends after the pass that is under way, which minutes of others were to follow."""
+    unet = tiny_unet(sample_size=128, block_out_channels=(16, 16))
+    DDIMCustomPipeline(unet, DDIMSchedulerCustom()).save_pretrained(tmp_path / "slow")
+    command = [sys.executable, "-m", "ddim_hf.app", str(tmp_path / "slow")]
+    with subprocess.Popen(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            address = re.search(r"shown at (http://[\d.:]+)", server.stdout.readline())[1]
+            client = gradio_client.Client(address, verbose=False)
+            job = client.submit(num_images=2, steps=1000, api_name="/images")
+            while job.status().code.name != "PROCESSING":
+                time.sleep(0.05)
+            server.send_signal(signal.SIGINT)
+            said, errors = server.communicate(timeout=30)
+        finally:
+            server.kill()
+    assert server.returncode == 0 and "closed" in said and "Traceback" not in errors

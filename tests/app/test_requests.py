@@ -308,6 +308,15 @@ def test_a_bad_file_gets_one_sentence(pipe, tmp_path, content, words):
     assert str(tmp_path) not in str(caught.value)
 
 
+def test_an_upload_that_is_gone_is_asked_for_again(pipe, tmp_path):
+    """The page deletes uploads after a while; one that is gone gets a sentence that names no path of the server's."""
+    for path in (tmp_path / "gone.png", tmp_path):
+        with pytest.raises(ValueError) as caught:
+            read_upload(path, pipe, LIMITS)
+        one_line(caught, "no longer kept", "upload it again")
+        assert str(tmp_path) not in str(caught.value)
+
+
 def test_the_drawing_is_an_example_for_every_model(pipe, colour, tmp_path):
     """It is read like any upload."""
     drawing().save(tmp_path / "drawing.png")

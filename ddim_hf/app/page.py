@@ -193,7 +193,8 @@ class Page:
 
         start, cancel = buttons
         event = start.click(answer, [self.named, *inputs], outputs, show_progress_on=outputs[0], **IN_TURN)
-        cancel.click(lambda: message("Stopped."), None, outputs[0], cancels=event, **AT_ONCE)
+        stopped = cancel.click(None, cancels=event, api_visibility="private")
+        stopped.then(lambda: message("Stopped."), None, outputs[0], **AT_ONCE)  # after what was still under way
         return event
 
     # Tabs

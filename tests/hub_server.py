@@ -339,7 +339,7 @@ ROUTES = [
     (rf"GET /api/(?:models|datasets)/{REPO}", "info"),
     (rf"GET /api/(?:models|datasets)/{REPO}/revision/(?P<revision>.+)", "info"),
     (rf"GET /api/(?:models|datasets)/{REPO}/tree/(?P<revision>[^/]+)(?:/.*)?", "tree"),
-    (rf"POST /api/datasets/{REPO}/paths-info/(?P<revision>.+)", "paths_info"),
+    (rf"POST /api/(?:models|datasets)/{REPO}/paths-info/(?P<revision>.+)", "paths_info"),
     (rf"POST /api/models/{REPO}/preupload/(?P<revision>.+)", "preupload"),
     (rf"GET /api/{SPACE}", "info"),
     (rf"GET /api/{SPACE}/revision/(?P<revision>.+)", "info"),

@@ -17,7 +17,7 @@ class Limits:
         upload_megabytes: of a file.
         upload_megapixels: of an image.
         models: that stay loaded.
-        visitors: whose last results, a megabyte or so each, Gradio keeps; who comes back later begins anew.
+        visitors: whose last results, a megabyte or so each, Gradio keeps.
     """
 
     images: int = 64

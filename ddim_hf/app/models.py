@@ -24,15 +24,20 @@ class Models:
         self._lock, self._loaded = threading.Lock(), OrderedDict()
         self._own = self._sampling(own)
 
-    def get(self, name: str = "") -> DDIMCustomPipeline:
-        """The model of a name; "" is the page's own. Raises as the constructor does, and where it is not allowed."""
+    def get(self, name: str = "", *, anew: bool = False) -> DDIMCustomPipeline:
+        """The model of a name; "" is the page's own. Raises as the constructor does, and where it is not allowed.
+
+        `anew` reads it from where it lies, for all visitors, though it is loaded already.
+        """
         if name in ("", self.own):
+            self._own = self._sampling(self.own) if anew else self._own
             return self._own
         if not self.allow_others:
             raise PermissionError("this page shows one model alone; its owner can allow others with --allow_models")
         with self._lock:
-            pipe = self._loaded.pop(name, None) or self._sampling(name)
+            pipe = self._sampling(name) if anew or name not in self._loaded else self._loaded[name]
             self._loaded[name] = pipe
+            self._loaded.move_to_end(name)
             while len(self._loaded) > self._kept - 1:  # the own one counts
                 self._loaded.popitem(last=False)
             return pipe

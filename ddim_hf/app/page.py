@@ -28,11 +28,12 @@ IN_TURN = dict(
     concurrency_id="network", concurrency_limit=1, api_visibility="private", show_progress="minimal", preprocess=False
 )
 AT_ONCE = dict(queue=False, api_visibility="private", show_progress="hidden", preprocess=False)
-# The page's address becomes the picture's, and the link whole; a page that is opened by such an address makes it.
+# The page's address becomes the pictures', and the link whole; a page that is opened by such an address makes them.
+# Where there are no pictures, there is no link, and the address names none.
 SHOW_LINK = """(link) => {
-  const address = new URL(link, location.href);
+  const address = new URL(link || location.pathname, location.href);
   history.replaceState(null, "", address);
-  return address.href;
+  return link && address.href;
 }"""
 FOLLOW_LINK = """() => {
   if (new URLSearchParams(location.search).has("seed")) document.querySelector("#generate").click();
@@ -62,8 +63,10 @@ class Page:
 
     def __init__(self, models: Models, limits: Limits):
         self.models, self.limits = models, limits
-        self.named = gr.State("")  # the model that this visitor has named
+        # The model that this visitor has named; the browser keeps it, as it keeps the heading. "" is the page's own.
+        self.named = gr.Textbox("", visible=False)
         self.following = []  # (component, what of it follows the model and the settings), see `add`
+        self.results = []  # (component, what it shows where there is no result)
 
     def add(self, kind: Callable, follow: Callable[[DDIMCustomPipeline, Settings], dict], **fixed: Any) -> Any:
         """A component whose properties `follow(pipeline, settings)` change with the model, and by a link."""
@@ -94,7 +97,9 @@ class Page:
         opened.success(None, js=FOLLOW_LINK, **AT_ONCE)
         if choice:
             name, load, status = choice
-            gr.on([load.click, name.submit], self._load, [name, self.named], [status, *followed], **IN_TURN)
+            shown = [status, *followed, *(component for component, _ in self.results)]
+            loaded = gr.on([load.click, name.submit], self._load, [name, self.named], shown, **IN_TURN)
+            loaded.then(None, self.link, self.link, js=SHOW_LINK, **AT_ONCE)
         gr.api(self.images, api_name="images", concurrency_id="network", concurrency_limit=1)
 
     # Parts that several tabs have
@@ -163,15 +168,22 @@ class Page:
 
     def _results(self, invitation: str, places: int = 0) -> tuple[gr.HTML, gr.HTML]:
         empty = gallery([None] * places, [f"image {k + 1}" for k in range(places)]) if places else ""
-        return _html(message(invitation)), _html(empty)
+        return self._result(_html(message(invitation))), self._result(_html(empty))
+
+    def _result(self, component: Any) -> Any:
+        """A component of a request's result: it is again as it is now when another model is loaded."""
+        self.results.append((component, component.value))
+        return component
 
     def _answer(self, buttons: tuple, request: Callable[..., Iterator[View]], inputs: list, outputs: list) -> Any:
         """Let the first button start request(pipeline, model's name, *inputs), and the second end it."""
 
         def answer(named: str, *values: Any) -> Iterator[list]:
+            missing = ""  # the first view takes what an earlier request has left
             try:
                 for shown in request(self.models.get(named), named, *values):
-                    yield [gr.skip() if part is None else part for part in shown]
+                    yield [missing if part is None else part for part in shown]
+                    missing = gr.skip()
             except (ValueError, OSError) as error:
                 yield [alert(str(error)), *[gr.skip()] * (len(outputs) - 1)]
             except Exception:
@@ -181,7 +193,8 @@ class Page:
 
         start, cancel = buttons
         event = start.click(answer, [self.named, *inputs], outputs, show_progress_on=outputs[0], **IN_TURN)
-        cancel.click(lambda: message("Stopped."), None, outputs[0], cancels=event, **AT_ONCE)
+        stopped = cancel.click(None, cancels=event, api_visibility="private")
+        stopped.then(lambda: message("Stopped."), None, outputs[0], **AT_ONCE)  # after what was still under way
         return event
 
     # Tabs
@@ -191,10 +204,12 @@ class Page:
             with gr.Column(scale=2, min_width=320):
                 buttons = self._buttons("Generate", elem_id="generate")
                 status, pictures = self._results("Press Generate: images form here, step by step.", Settings.images)
-                files = _html()
+                files = self._result(_html())
                 with gr.Accordion("The same images again: a link, and three lines of Python", open=False):
-                    link = gr.Textbox(label="Link", interactive=False)
-                    code = gr.Code(label="Python", language="python", lines=3, wrap_lines=True, interactive=False)
+                    link = self.link = self._result(gr.Textbox("", label="Link", interactive=False))
+                    code = self._result(
+                        gr.Code("", label="Python", language="python", lines=3, wrap_lines=True, interactive=False)
+                    )
             with gr.Column(scale=1, min_width=280):
                 most = dict(minimum=1, maximum=self.limits.images, step=1)
                 images = self.add(gr.Slider, lambda pipe, settings: {"value": settings.images}, label="Images", **most)
@@ -325,18 +340,23 @@ class Page:
         """Change this visitor's model, or say why it stays."""
         name = name.strip()
         try:
-            pipe = self.models.get(name)
+            pipe = self.models.get(name, anew=True)
         except (ValueError, OSError) as error:
             stays = f"{error}. The page stays with {named or self.models.own}."
-            return [alert(stays), *[gr.skip()] * (1 + len(self.following))]
+            return [alert(stays), *[gr.skip()] * (1 + len(self.following) + len(self.results))]
         settings = replace(default_settings(pipe), model="" if name == self.models.own else name)
-        return [message(f"Loaded {name or self.models.own}."), settings.model, *self.follow(pipe, settings)]
+        empty = [empty for _, empty in self.results]
+        return [message(f"Loaded {name or self.models.own}."), settings.model, *self.follow(pipe, settings), *empty]
 
     def _open_link(self, request: gr.Request) -> list:
         """The controls as the page's address says."""
         try:
-            settings = Settings.from_query(dict(request.query_params)) or default_settings(self.models.get())
-            return [settings.model, *self.follow(self.models.get(settings.model), settings)]
+            asked = Settings.from_query(dict(request.query_params))
+            settings = asked or default_settings(self.models.get())
+            pipe = self.models.get(settings.model)
+            if asked:
+                asked.check(pipe, self.limits)
+            return [settings.model, *self.follow(pipe, settings)]
         except (ValueError, OSError) as error:
             raise gr.Error(str(error), title="This link does not work", print_exception=False) from error
 

@@ -13,7 +13,7 @@ from ..pipeline_ddim_custom import DDIMCustomPipeline
 from .limits import Limits
 from .pictures import comparison, downloads, gallery, message, progress, strip
 from .settings import TAUS, Settings, taus_of
-from .watching import Moment, network_thread, watch
+from .watching import Moment, result, watch
 
 COMPARED_STEPS = (5, 10, 20, 50)
 FRAMES = 40  # of a GIF, and of a trajectory
@@ -210,8 +210,10 @@ def look_into(pipe: DDIMCustomPipeline, settings: Settings, limits: Limits) -> I
 def images_of(pipe: DDIMCustomPipeline, settings: Settings, limits: Limits) -> list[Image.Image]:
     """The images that `sample` ends with."""
     settings.check(pipe, limits)
-    call = settings.pipeline(pipe)
-    return network_thread.submit(call, **settings.arguments(pipe, limits)).result().images
+    arguments = settings.arguments(pipe, limits)
+    return result(
+        watch(pipe, lambda watched, show: settings.pipeline(watched)(**arguments).images, lambda moment: None)
+    )
 
 
 def _spread(steps: int) -> list[int]:

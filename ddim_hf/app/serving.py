@@ -1,11 +1,13 @@
 """The page on this machine's own address."""
 
+import threading
 from pathlib import Path
 
 import gradio as gr
 
 from .limits import Limits
 from .page import build_page
+from .watching import closing
 
 HERE = Path(__file__).parent
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]  # none from elsewhere
@@ -23,6 +25,7 @@ def serve(model: str, *, allow_models: bool = False, port: int | None = None):
     The address is that of this machine alone, 127.0.0.1, unless GRADIO_SERVER_NAME says otherwise, as it does in a
     Space. Raises OSError for a port that is taken, and as `build_page` does.
     """
+    closing.clear()
     limits = Limits()
     blocks = build_page(model, allow_models=allow_models, limits=limits)
     blocks.launch(
@@ -37,4 +40,10 @@ def serve(model: str, *, allow_models: bool = False, port: int | None = None):
         head=f"<style>{(HERE / 'page.css').read_text()}</style><script>{(HERE / 'page.js').read_text()}</script>",
     )
     print(f"{model} is shown at {blocks.local_url} (Ctrl-C ends it)", flush=True)
-    blocks.block_thread()
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("The page is closed.", flush=True)
+    finally:
+        closing.set()  # a request ends before its next pass through the network
+        blocks.close(verbose=False)

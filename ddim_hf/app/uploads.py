@@ -18,7 +18,10 @@ def read_upload(path: str | Path | None, pipe: DDIMCustomPipeline, limits: Limit
     channels, height, width = pipe.state_shape
     if channels not in (1, 3) or height != width:
         raise ValueError("images cannot be uploaded for this model: its states are neither grey nor colour squares")
-    encoded = Path(path).read_bytes()
+    try:
+        encoded = Path(path).read_bytes()
+    except OSError as error:  # which names a folder of the server's
+        raise ValueError("this upload is no longer kept; upload it again") from error
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             pixels = image.width * image.height

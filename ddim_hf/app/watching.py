@@ -14,6 +14,7 @@ from ..pipeline_ddim_custom import DDIMCustomPipeline
 INTERVAL = 0.1  # seconds between two batches, or two things shown, that a visitor is told of
 # Requests take turns: two at once would only slow each other down, and hold the memory of both.
 network_thread = ThreadPoolExecutor(1, thread_name_prefix="network")
+closing = threading.Event()  # the server ends, which waits for the network's thread
 
 
 @dataclass
@@ -25,8 +26,8 @@ class Moment:
     latest: Any = None
 
 
-class Stopped(Exception):
-    """Whoever watched has gone."""
+class Stopped(InterruptedError):
+    """Whoever watched has gone, or the server ends."""
 
 
 def watch(
@@ -37,15 +38,15 @@ def watch(
     """Run work(pipeline, show) in the network's thread; yield view(moment); return what it returns, and its seconds.
 
     `pipeline` is a copy of `pipe` over the same network; what is given to `show` is in the next moment, or superseded.
-    Closing this generator stops the work before its next pass. Batches, and what is shown, come at most once in
-    INTERVAL seconds each.
+    Closing this generator stops the work before its next pass, and so does `closing`, which raises Stopped. Batches,
+    and what is shown, come at most once in INTERVAL seconds each.
     """
     news, stopped, began = SimpleQueue(), threading.Event(), time.perf_counter()
     watched = copy.copy(pipe)
 
     def network(*inputs: Any) -> Any:
-        if stopped.is_set():
-            raise Stopped
+        if stopped.is_set() or closing.is_set():
+            raise Stopped("the request was stopped: the server ends")
         output = pipe._network(*inputs)
         news.put(("batch", None))
         return output
@@ -66,3 +67,12 @@ def watch(
         return done.result(), moment.seconds
     finally:
         stopped.set()
+
+
+def result(watched: Iterator[Any]) -> Any:
+    """What the work of `watch` returns, for those who wait for that alone."""
+    while True:
+        try:
+            next(watched)
+        except StopIteration as end:
+            return end.value[0]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ SCHEDULE = [
 ]
 # Settings that say where a run is and how it is watched, not what it computes; what stands elsewhere on the card.
 HIDDEN = re.compile(
-    r"^_|token|_dir$|push_to_hub|^hub_|checkpoint|^logg|^dry_run|^refresh|^eval_batch|fingerprint|on_hub$"
+    r"^_|token|_dir$|push_to_hub|^hub_|checkpoint|^logg|^dry_run|^refresh|^eval_batch|fingerprint|on_hub$|^label_names$"
     r"|^(versions|command|git_commit|machine|num_processes|num_parameters|sharded|max_cached_bytes|data_on_device)$"
 )
 # What a setting's value leaves without effect, often the setting itself.
@@ -145,19 +146,25 @@ def write_model_card(folder: str | Path, *, repo_id: str | None = None, license:
 
 
 def model_card(
-    folder: str | Path, *, repo_id: str | None = None, existing: str | None = None, license: str | None = None
+    folder: str | Path,
+    *,
+    repo_id: str | None = None,
+    existing: str | None = None,
+    license: str | None = None,
+    results: Sequence[dict[str, Any]] = (),
 ) -> str:
     """The card of the model in `folder`, merged into the text of `existing` (the folder's own README where None).
 
     Text outside our marks is kept byte for byte. Metadata: what `existing` says stands, but for a license that is
     given; lists are united; the results under this model's name, or its folder's, are replaced by those in
-    `results.json`. Without `license` and without the README's own, the card names none.
+    `results.json`, or in `results` where the folder has none. Without `license` and without the README's own, the
+    card names none.
     """
     folder = Path(folder)
     if existing is None and (folder / "README.md").is_file():
         existing = (folder / "README.md").read_bytes().decode()
     name = repo_id or folder.resolve().name
-    config, rows = _recorded(folder / "config.json"), _recorded(folder / "results.json").get("results", [])
+    config, rows = _recorded(folder / "config.json"), _recorded(folder / "results.json").get("results", results)
     rows = [row for row in rows if not str(row.get("implementation")).startswith("real images")]  # not the model's
     scheduler = _recorded(folder / "scheduler/scheduler_config.json")
     own, others = _by_model(rows, folder)
@@ -346,7 +353,7 @@ def _classes(names: list[str], null_is_trained: bool) -> str:
     """The classes, and what can be asked of the model."""
     if not names:
         return ""
-    named = [f"{number} {_cell(name)}" if name != str(number) else name for number, name in enumerate(names[:NAMED])]
+    named = [f"{number} {_escape(name)}" if name != str(number) else name for number, name in enumerate(names[:NAMED])]
     more = "" if len(names) <= NAMED else f" and {len(names) - NAMED:,} more, which `pipeline.id2label` names"
     text = f"{', '.join(named)}{more}.\n\n`class_labels` takes names or numbers. "
     if not null_is_trained:
@@ -496,4 +503,8 @@ def _cell(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, list):
         return ", ".join(map(_cell, value))
-    return redact(str(value)).replace("|", "\\|").replace("\n", " ")
+    return _escape(redact(str(value)))
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

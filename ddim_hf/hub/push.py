@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 
@@ -40,8 +41,10 @@ def push_to_hub(
 
     What goes up is `model_index.json`, the scheduler's and the UNet's configs, the UNet's safetensors, `samples.png`
     and `results.json` where there, and the model card. Checkpoints, logs and pickled weights stay behind. Weights that
-    the repo has in their place go, whole or in parts; a warning names other weights that stay. Nothing in `folder` is
-    changed: a push that fails can be run again, and its error carries a note that says how.
+    the repo has in their place go, whole or in parts; a warning names other weights that stay. The samples and results
+    of the repo stay where `folder` has none: the card says which of the results are of these weights, and if others
+    were there before, a warning names the files. Nothing in `folder` is changed: a push that fails can be run again,
+    and its error carries a note that says how.
 
     Args:
         folder: holds `model_index.json`, `scheduler/` and `unet/`.
@@ -83,12 +86,21 @@ def push_to_hub(
             operations = [
                 CommitOperationAdd(prefix + file.relative_to(folder).as_posix(), _content(file)) for file in files
             ]
+            there = [sibling.rfilename for sibling in head.siblings]
+            kept = {prefix + name for name in ("samples.png", "results.json")}.intersection(there)
+            kept -= {operation.path_in_repo for operation in operations}
+            same = not kept or _has_weights(api, repo_id, head, operations)
+            if not same:
+                names = " and ".join(sorted(kept))
+                warnings.warn(f"the repo keeps {names} from before, which may be of other weights", stacklevel=2)
             if not subfolder:
-                theirs = _readme_on_hub(repo_id, head, token)
-                card = model_card(folder, repo_id=repo_id, existing=theirs, license=license)
+                theirs = _text_on_hub(repo_id, "README.md", head, token)
+                rows = (
+                    _rows(_text_on_hub(repo_id, "results.json", head, token), same) if "results.json" in kept else []
+                )
+                card = model_card(folder, repo_id=repo_id, existing=theirs, license=license, results=rows)
                 operations.append(CommitOperationAdd("README.md", card.encode()))
             api.preupload_lfs_files(repo_id, operations, revision=revision, create_pr=create_pr)
-            there = [sibling.rfilename for sibling in head.siblings]
             operations += _deletions(there, {operation.path_in_repo for operation in operations}, f"{prefix}unet/")
             # The commit names the one it was made from: had the repo moved on, the Hub refuses it; a repeat is safe.
             commit = retry(
@@ -190,9 +202,28 @@ def _content(file: Path) -> bytes | Path:
     return (json.dumps(redact(content), indent=2) + "\n").encode()
 
 
-def _readme_on_hub(repo_id: str, head, token: str | None) -> str | None:
+def _has_weights(api: HfApi, repo_id: str, head, operations: list[CommitOperationAdd]) -> bool:
+    """Whether the weights that are pushed are in the repo already, byte for byte."""
+    pushed = {one.path_in_repo: one.upload_info.sha256.hex() for one in operations}
+    weights = [name for name in pushed if name.endswith(".safetensors")]
+    found = retry(api.get_paths_info, repo_id, weights, revision=head.sha)
+    there = {file.path: file.lfs.sha256 for file in found if file.lfs}
+    return all(there.get(name) == pushed[name] for name in weights)
+
+
+def _rows(results: str, same: bool) -> list[dict[str, Any]]:
+    """The figures in a repo's results.json; of other weights than the `same`, those that say whose they are."""
+    try:
+        rows = json.loads(results)["results"]
+        rows = [row for row in rows if {"metric", "value"} <= row.keys()]
+    except (ValueError, LookupError, TypeError, AttributeError):  # a file of another program's
+        return []
+    return [row for row in rows if same or row.get("weights_hash") or row.get("images_hash")]
+
+
+def _text_on_hub(repo_id: str, name: str, head, token: str | None) -> str | None:
     # Asked of the listing: a failed download also looks like a missing file, and would cost the user their README.
-    if not any(sibling.rfilename == "README.md" for sibling in head.siblings):
+    if not any(sibling.rfilename == name for sibling in head.siblings):
         return None
-    path = retry(hf_hub_download, repo_id, "README.md", revision=head.sha, token=token)
+    path = retry(hf_hub_download, repo_id, name, revision=head.sha, token=token)
     return Path(path).read_bytes().decode()

@@ -120,17 +120,23 @@ def test_the_first_image_comes_soon(visit):
 
 
 def test_cancel_ends_a_request_within_a_step(visit):
-    """After Cancel no picture changes any more, and the next request has its turn at once."""
+    """After Cancel no picture changes any more, no link is left of pictures before, and the next request has its turn
+    at once."""
     page = visit()
+    generate(page)
+    page.wait_for_url("**seed=0**")
     choose(page, "Steps", 200)
     page.click("#generate")
-    page.wait_for_selector(".gallery img")
+    page.wait_for_selector("text=/step [1-9][0-9]* of 200/")
     page.get_by_role("button", name="Cancel").first.click()
     page.wait_for_selector("text=Stopped.")
     page.wait_for_timeout(1000)
     before = images(page)
     page.wait_for_timeout(3000)
-    assert images(page) == before and page.locator("a.file").count() == 0
+    assert images(page) == before and page.locator("a.file").count() == 0 and "seed=" not in page.url
+    page.click("text=The same images again")
+    assert page.locator("label:has-text('Link') textarea, label:has-text('Link') input").input_value() == ""
+    assert "load_pipeline" not in page.inner_text("body")
     choose(page, "Steps", 1)
     assert len(generate(page)) == 8
 
@@ -233,6 +239,10 @@ def test_a_wrong_model_changes_nothing_and_a_right_one_is_taken(visit, pipe, tmp
     name.press("Enter")
     page.wait_for_selector("text=/makes grey images of 8 × 8/")
     assert len(generate(page)) == 8
+    assert page.locator(".gallery img").first.evaluate("one => one.naturalWidth") == 8
+    other = visit("?" + page.url.partition("?")[2])
+    other.wait_for_selector("a.file")
+    assert images(other) == images(page)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -269,8 +279,9 @@ def test_everything_has_a_name(visit):
 
 
 def test_a_link_that_is_wrong_says_so(visit):
-    """A bad address starts nothing and gets a sentence."""
-    page = visit("?steps=many&seed=0")
-    page.wait_for_selector("text=/steps is 'many'/")
-    page.wait_for_timeout(1000)
-    assert page.locator("progress, a.file").count() == 0
+    """An address of bad values, or of what the model does not do, starts nothing and gets a sentence."""
+    for query, words in (("steps=many", "steps is 'many'"), ("tau=calibrated&steps=7", "no calibrated schedule")):
+        page = visit(f"?{query}&seed=0")
+        page.wait_for_selector(f"text=/{words}/")
+        page.wait_for_timeout(1000)
+        assert page.locator("progress, a.file").count() == 0

@@ -179,17 +179,18 @@ def test_no_path_that_a_visitor_names_is_read(address, model, tmp_path):
         one for one in config["dependencies"] if one["inputs"][1:2] == [image] and one["targets"][0][1] == "click"
     )
     upload = {"path": str(tmp_path / "secret.png"), "meta": {"_type": "gradio.FileData"}}
-    job = {"data": [None, upload, 2], "fn_index": encode["id"], "session_hash": "visitor"}
+    job = {"data": ["", upload, 2], "fn_index": encode["id"], "session_hash": "visitor"}
     ask(address, "/gradio_api/queue/join", job)
     told = ask(address, "/gradio_api/queue/data?session_hash=visitor")
     assert '"success":false' in told and "process_generating" not in told
-    job = {"data": [None, {"path": upload["path"]}, 2], "fn_index": encode["id"], "session_hash": "unmarked"}
+    job = {"data": ["", {"path": upload["path"]}, 2], "fn_index": encode["id"], "session_hash": "unmarked"}
     ask(address, "/gradio_api/queue/join", job)
     told = ask(address, "/gradio_api/queue/data?session_hash=unmarked")
     assert "this is a path and no upload" in told and "data:image" not in told
     assert not any(part["props"].get("label") == "Folder, or id on the Hub" for part in config["components"])
-    state = [part["id"] for part in config["components"] if part["type"] == "state"]
-    assert all(state[0] in one["inputs"][:1] for one in [encode])  # the model's name is the server's to keep
+    job = {"data": [str(model), None, 2], "fn_index": encode["id"], "session_hash": "other"}
+    ask(address, "/gradio_api/queue/join", job)
+    assert "this page shows one model alone" in ask(address, "/gradio_api/queue/data?session_hash=other")
 
 
 def test_the_page_asks_nothing_of_other_hosts(address):

@@ -3,6 +3,7 @@
 import copy
 import io
 import re
+import threading
 import time
 
 import numpy as np
@@ -14,7 +15,7 @@ from page_pictures import files, pixels
 from PIL import Image
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, states_to_images
-from ddim_hf.app import requests
+from ddim_hf.app import requests, watching
 from ddim_hf.app.limits import Limits
 from ddim_hf.app.models import Models
 from ddim_hf.app.settings import Settings
@@ -202,6 +203,21 @@ def test_a_request_that_is_closed_stops_before_the_next_pass(slow):
         assert last(requests.sample(pipe, Settings(images=1, steps=1), LIMITS)).files  # the next request has its turn
 
 
+def test_requests_end_with_the_server(slow, monkeypatch):
+    """Once the server ends no pass begins, also of those that other programs wait for, and whoever waits is told."""
+    pipe, passes = slow
+    settings = Settings(steps=50, tau="quadratic")
+    request = requests.sample(pipe, settings, LIMITS)
+    next(request)
+    monkeypatch.setattr(watching, "closing", threading.Event())
+    watching.closing.set()
+    begun = len(passes)
+    for ended in (lambda: last(request), lambda: requests.images_of(pipe, settings, LIMITS)):
+        with pytest.raises(OSError, match="the server ends"):
+            ended()
+    assert len(passes) <= begun + 1, "one more may be under way"
+
+
 def test_requests_at_once_do_not_see_each_other(slow):
     """Two that go on by turns end with the images of their own seeds."""
     pipe, _ = slow
@@ -292,6 +308,15 @@ def test_a_bad_file_gets_one_sentence(pipe, tmp_path, content, words):
     assert str(tmp_path) not in str(caught.value)
 
 
+def test_an_upload_that_is_gone_is_asked_for_again(pipe, tmp_path):
+    """The page deletes uploads after a while; one that is gone gets a sentence that names no path of the server's."""
+    for path in (tmp_path / "gone.png", tmp_path):
+        with pytest.raises(ValueError) as caught:
+            read_upload(path, pipe, LIMITS)
+        one_line(caught, "no longer kept", "upload it again")
+        assert str(tmp_path) not in str(caught.value)
+
+
 def test_the_drawing_is_an_example_for_every_model(pipe, colour, tmp_path):
     """It is read like any upload."""
     drawing().save(tmp_path / "drawing.png")
@@ -315,6 +340,22 @@ def test_a_wrong_model_changes_nothing(pipe, tmp_path):
     assert models.get() is own and models.get(str(tmp_path / "other")) is other
     models.get(str(tmp_path / "third"))
     assert models.get() is own and models.get(str(tmp_path / "other")) is not other  # it had to go
+
+
+@pytest.mark.parametrize("name", ["own", "other"])
+def test_a_model_is_read_anew_where_that_is_asked(pipe, tmp_path, name):
+    """Weights that were saved over those loaded are taken, by all visitors; until then the loaded ones stay."""
+    for folder in ("own", "other"):
+        pipe.save_pretrained(tmp_path / folder)
+    models, path = Models(str(tmp_path / "own"), allow_others=True, kept=2), str(tmp_path / name)
+    before = models.get(path)
+    DDIMCustomPipeline(tiny_unet(sample_size=16), DDIMSchedulerCustom()).save_pretrained(path)
+    assert models.get(path) is before
+    assert models.get(path, anew=True) is models.get(path) and models.get(path).state_shape == (1, 16, 16)
+    (tmp_path / name / "unet/config.json").unlink()
+    with pytest.raises((ValueError, OSError)):
+        models.get(path, anew=True)
+    assert models.get(path).state_shape == (1, 16, 16)
 
 
 def test_other_models_are_refused_unless_allowed(pipe, tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import tiny_unet
 from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline
 from hub_models import MODEL, WRITER, digest, images, one_line
 from hub_server import Fault
@@ -18,6 +19,7 @@ from huggingface_hub import ModelCard, constants
 
 from ddim_hf.hub import push_to_hub
 from ddim_hf.pipeline_ddim_custom import DDIMCustomPipeline
+from ddim_hf.unet import weights_hash
 
 pytestmark = pytest.mark.usefixtures("hub")
 
@@ -326,6 +328,35 @@ def test_push_keeps_what_someone_wrote_into_the_readme(hub, run):
     push_to_hub(run, "org/tiny", token=WRITER)
     again = repo.files()["README.md"]
     assert again == edited.replace(b"## Scribble", b"## Network")
+
+
+def test_a_pipelines_push_keeps_the_figures_of_its_weights(hub, run, pipe, recwarn):
+    """A pipeline has no results. Pushed over a repo that has, its card quotes those of its weights as before and
+    sets others apart; where the weights change, one line names the samples and results that are of other ones."""
+    rows = [{"metric": "fid", "value": 3.25, "weights_hash": weights_hash(pipe.unet)}, {"metric": "kid", "value": 0.5}]
+    (run / "results.json").write_text(json.dumps({"results": rows}))
+    push_to_hub(run, "org/tiny", token=WRITER)
+    repo = hub.repos["org/tiny"]
+    kept = {name: repo.files()[name] for name in ("samples.png", "results.json")}
+
+    def card(pushed: DDIMCustomPipeline) -> ModelCard:
+        pushed.push_to_hub("org/tiny", token=WRITER)
+        assert kept.items() <= repo.files().items()
+        return ModelCard(repo.files()["README.md"].decode())
+
+    same = card(pipe)
+    assert [row.metric_value for row in same.data.eval_results] == [3.25, 0.5] and "Measured too" not in same.text
+    assert not [one for one in recwarn if "the repo keeps" in str(one.message)]
+
+    other = DDIMCustomPipeline(tiny_unet(block_out_channels=(4, 4)), pipe.scheduler)
+    with pytest.warns(UserWarning, match="the repo keeps results.json and samples.png from before, .* other weights"):
+        changed = card(other)
+    assert changed.data.eval_results is None and "No metric has been measured" in changed.text
+    assert "3.25" in changed.text.split("but not on these weights:")[1] and "Kernel" not in changed.text
+
+    kept["results.json"] = b"[1]"  # another program's
+    repo.commit("main", repo.files() | kept, "by hand")
+    assert "Measured too" not in card(other).text
 
 
 def test_readme_that_cannot_be_read_stops_the_push(hub, run):

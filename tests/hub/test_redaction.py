@@ -5,8 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+from conftest import tiny_unet
 from hub_models import WRITER
 
+from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom
 from ddim_hf.hub import push_to_hub
 from ddim_hf.hub.redaction import redact, redact_command
 
@@ -25,6 +27,14 @@ SPELLINGS = [
     "c:/Users/me/ref.npz",
     "\\\\server\\home\\me\\ref.npz",
     "//server/home/me/ref.npz",
+    "zip:///home/me/ref.npz",
+]
+GOING_UP = [
+    "./../../me/photos/ref.npz",
+    "data/../../me/private/ref.npz",
+    "data/my-set/../../../me/my own data/ref.npz",
+    "/home/me/my data/../ref.npz",
+    "data\\..\\..\\me\\ref.npz",
 ]
 
 
@@ -41,6 +51,15 @@ def test_a_path_out_of_the_working_directory_is_its_last_part(path):
     assert redact_command(command) == "python examples/evaluate.py ref.npz --reference=ref.npz"
 
 
+@pytest.mark.parametrize("path", GOING_UP)
+def test_a_path_that_goes_up_on_its_way_is_its_last_part(path):
+    """Alone, within a text, and as a command's word or flag."""
+    assert redact(path) == "ref.npz"
+    assert redact(f"real images ({path})") == "real images (ref.npz)"
+    command = shlex.join(["python", "examples/evaluate.py", path, f"--reference={path}"])
+    assert redact_command(command) == "python examples/evaluate.py ref.npz --reference=ref.npz"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -49,6 +68,10 @@ def test_a_path_out_of_the_working_directory_is_its_last_part(path):
         "org/name",
         "https://huggingface.co/org/name",
         "see s3://bucket/key, hf://datasets/org/name",
+        "hf://datasets/org/name@main/file, https://host/@user/x, http://[::1]:80/x, https://host/a/../b",
+        "zip://a.png::https://host/x.zip",
+        "is it https://host/x?",
+        "wait... /",
         "50/100 and/or 1 / 2",
         "ratio: 3:4",
         "fast sampling, bfloat16",
@@ -60,6 +83,21 @@ def test_other_text_stays(text):
     """Paths below the working directory, ids, addresses and fractions are no folders of the machine's."""
     assert redact(text) == text
     assert redact_command(shlex.join(["x", *text.split()])) == shlex.join(["x", *text.split()]).replace("./ex", "ex")
+
+
+@pytest.mark.parametrize(
+    "address, shown",
+    [
+        ("https://alice:s3cr3t@host/x?token=abc", "https://host/x"),
+        ("s3://key:se,cr;et@bucket/x", "s3://bucket/x"),
+        ("https://alice@host:80/x?a=1;b=2&sig=c", "https://host:80/x"),
+        ("zip://a.png::/home/me/x.zip", "zip://a.png::x.zip"),
+    ],
+)
+def test_an_address_keeps_no_credentials(address, shown):
+    """Of an address the user, the password and the query go, in a text and as a command's word."""
+    assert redact(f"from {address} and ({address})") == f"from {shown} and ({shown})"
+    assert redact_command(shlex.join(["x", f"--data={address}"])) == f"x --data={shown}"
 
 
 @pytest.mark.parametrize("place", ["", "./", f"{ROOT}/", "/home/me/my code/ddim/", "~/ddim/", "C:\\ddim hf\\"])
@@ -80,12 +118,29 @@ def test_tokens_are_named_by_their_variable():
     assert redact_command("echo 'unbalanced /home/me/x") == "echo 'unbalanced x"
 
 
+def test_the_names_of_classes_go_up_as_they_are(hub, tmp_path):
+    """Names that look like paths or tokens are the same on the Hub: in the model, in its figures and on its card."""
+    names = ["/animal/cat", "/vehicle/cat", "hf_something1", "/m/01g317"]
+    pipe = DDIMCustomPipeline(tiny_unet(num_class_embeds=5), DDIMSchedulerCustom(), id2label=dict(enumerate(names)))
+    pipe.save_pretrained(tmp_path / "run")
+    row = {"metric": "label_accuracy", "value": 0.5, "by_class": [[name, 2, 0.5] for name in names]}
+    (tmp_path / "run/results.json").write_text(json.dumps({"results": [row]}))
+    (tmp_path / "run/config.json").write_text(json.dumps({"label_names": names}))
+    push_to_hub(tmp_path / "run", "org/tiny", token=WRITER)
+    assert DDIMCustomPipeline.from_pretrained("org/tiny").id2label == dict(enumerate(names))
+    files = hub.repos["org/tiny"].files()
+    assert json.loads(files["results.json"])["results"] == [row]
+    card = files["README.md"].decode()
+    assert "0 /animal/cat, 1 /vehicle/cat, 2 hf_something1, 3 /m/01g317." in card and "label_names" not in card
+
+
 def test_nothing_that_goes_up_names_a_folder(hub, run):
     """A push of a run whose every record names this machine's folders, in all spellings, publishes none of them."""
-    rows = [{"metric": "fid", "value": 1.5, "reference": path, "model": path, "network": path} for path in SPELLINGS]
+    paths = SPELLINGS + GOING_UP
+    rows = [{"metric": "fid", "value": 1.5, "reference": path, "model": path, "network": path} for path in paths]
     (run / "results.json").write_text(json.dumps({"results": rows}))
-    command = shlex.join(["python", str(ROOT / "examples/train.py"), "--cache_dir", *SPELLINGS])
-    for path in SPELLINGS:
+    command = shlex.join(["python", str(ROOT / "examples/train.py"), "--cache_dir", *paths])
+    for path in paths:
         (run / "config.json").write_text(json.dumps({"command": command, "dataset_name": path, "pretrained": path}))
         push_to_hub(run, "org/tiny", token=WRITER)
         files = {

@@ -784,11 +784,12 @@ class DDIMCustomPipeline(DiffusionPipeline):
         found, config = None, self.scheduler.config
         other = timesteps is not None or eta > 0 or use_clipped_model_output or clip_sample is not None
         if isinstance(calibrated, dict):
-            fits = not other and len(calibrated["timesteps"]) == num_inference_steps and guide is None
+            steps = len(calibrated.get("timesteps", ()))
+            fits = not other and steps == num_inference_steps and guide is None
             if not fits or not isinstance(self.scheduler, DDIMSchedulerCustom):
                 raise ValueError(
-                    f"calibrated is a schedule of {len(calibrated['timesteps'])} steps with num_inference_steps "
-                    f"{num_inference_steps}; allowed: one of so many, at eta 0 with nothing else set"
+                    f"calibrated is a schedule of {steps} steps with num_inference_steps {num_inference_steps}; "
+                    "allowed: one of so many, at eta 0 with nothing else set"
                 )
             return calibrated
         if calibrated is not False and not other and isinstance(self.scheduler, DDIMSchedulerCustom):

@@ -553,7 +553,7 @@ def test_classes_of_the_scripts(monkeypatch, tmp_path, class_model):
     [
         (
             ["--class_labels", "cat,bird"],
-            "error: class_labels has 'bird'; allowed: cat (0), dog (1), or None, the null",
+            "error: class_labels has 'bird'; allowed: cat (0), dog (1), or 2 or None, the null",
         ),
         (["--guidance_scale", "2"], "error: guidance_scale is 2.0 without class_labels; allowed: 1, or with"),
         (["--guidance_interval", "9,x"], "error: guidance_interval is ['9', 'x']; allowed: two timesteps"),

@@ -32,6 +32,7 @@ def test_fast_sampling_is_recorded_of_all_but_stock(files, tmp_path, monkeypatch
     compiling in it, which the first has done for them."""
     settings = {"num_inference_steps": [2], "num_images": 4, "feature_extractor": files / "features.pt"}
     settings |= {"cache_dir": tmp_path, "also": ["stock", "unipc"], "max_batch_size": 4}
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))  # so that it takes seconds
     passes, own = [], FastNetwork.__call__
     monkeypatch.setattr(FastNetwork, "__call__", lambda *inputs: passes.append(len(inputs[1])) or own(*inputs))
     plain, rows = (

@@ -91,7 +91,8 @@ def test_the_repositorys_own_results_are_read(tmp_path):
     file.write_text((ROOT / "models/ddim-cifar10-64/results.json").read_text())
     results = Results(file)
     count, before = len(results.rows), tables(results.rows)
-    protocols = {(row["implementation"], row["network"], row["num_images"]) for row in results.rows if "eta" in row}
+    kinds = ("implementation", "network", "num_images", "tau")
+    protocols = {tuple(row[kind] for kind in kinds) for row in results.rows if "eta" in row}
     assert before.count("| eta |") == len(protocols) and max(map(len, before.splitlines())) < 250
     again = next(row for row in results.rows if row.get("num_inference_steps") == 20)
     results.add(again | {"reference_hash": "c" * 32, "value": 1.5})
@@ -190,7 +191,27 @@ def test_what_the_report_says_of_its_tables_holds():
     rows = json.loads((ROOT / "models/ddim-cifar10-64/results.json").read_text())["results"]
     text = (ROOT / "docs/results.md").read_text()
     assert all(table in text for table in tables(rows).split("\n\n**"))
-    of = {tau: cells_of(text.split("## All cells")[1], tau) for tau in ("uniform", "quad")}
+    own, all_cells = text.split("## All cells")
+    of = {tau: cells_of(own.split("The other rows")[1], tau) for tau in ("uniform", "quad")}
+    of["uniform"] |= {key: value for key, value in cells_of(own, "uniform").items() if key[1] <= 20}
+    worst = {
+        (tau, s): max((cells[key], key[0]) for key in cells if key[1] == s)[1]
+        for tau, cells in of.items()
+        for s in (5, 10, 20)
+    }
+    assert {key for key, eta in worst.items() if eta != "sigma_hat"} == {("quad", 5)} and worst["quad", 5] == "1.0"
+    behind = {
+        eta: [cells[eta, s] - cells["0.0", s] for cells in of.values() for s in (5, 10, 20)] for eta in ("0.5", "1.0")
+    }
+    assert (
+        min(behind["0.5"]) > 0.95
+        and max(behind["0.5"]) < 3.65
+        and min(behind["1.0"]) > 7.5
+        and max(behind["1.0"]) < 44.5
+    )
+    helped = {key for key, value in of["quad"].items() if value < of["uniform"][key]}
+    assert helped == {*(("sigma_hat", s) for s in (5, 10, 20)), ("1.0", 20), ("0.5", 10)}
+    of = {tau: cells_of(all_cells, tau) for tau in ("uniform", "quad")}
     best, worst = {}, {}
     for tau, cells in of.items():
         orders = [sorted((cells[key], key[0]) for key in cells if key[1] == s) for s in (5, 10, 20, 50, 100)]

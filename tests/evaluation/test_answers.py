@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,9 @@ def test_fast_sampling_is_recorded_of_all_but_stock(files, tmp_path, monkeypatch
     compiling in it, which the first has done for them."""
     settings = {"num_inference_steps": [2], "num_images": 4, "feature_extractor": files / "features.pt"}
     settings |= {"cache_dir": tmp_path, "also": ["stock", "unipc"], "max_batch_size": 4}
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))  # so that it takes seconds
-    passes, own = [], FastNetwork.__call__
+    passes, own, announced = [], FastNetwork.__call__, FastNetwork._compiling
+    # Where the process or torch's cache has the code, compiling takes no time: it takes four seconds more here.
+    monkeypatch.setattr(FastNetwork, "_compiling", lambda *inputs: time.sleep(4) or announced(*inputs))
     monkeypatch.setattr(FastNetwork, "__call__", lambda *inputs: passes.append(len(inputs[1])) or own(*inputs))
     plain, rows = (
         evaluate(str(files / "tiny"), "digits", tmp_path / f"{fast}.json", **settings, fast=fast)
@@ -46,7 +48,7 @@ def test_fast_sampling_is_recorded_of_all_but_stock(files, tmp_path, monkeypatch
     assert rows[1]["value"] == plain[1]["value"] and rows[1]["implementation"] == "stock"
     said = capsys.readouterr().out.split("compiled in ")[1]
     compiled, to_come = re.match(r"(\d+) s\n.*^about (\d+) seconds for the 2 cells", said, re.S | re.M).groups()
-    assert int(to_come) < int(compiled)
+    assert int(to_come) < 4 <= int(compiled)
 
 
 def test_schedules_and_other_schedulers_are_measured_beside_plain_steps(files, tmp_path, capsys):

@@ -1,6 +1,8 @@
 """How the passes of a training are computed: module by module or compiled, as asked for or as a trial finds faster."""
 
+import ctypes
 import math
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ import torch
 from ..fast_sampling import replace_forwards
 from ..reports.provenance import machine
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h, for mallopt
 PASSES, SECONDS = 3, 30  # of a trial, each way: at most so many timed passes, begun within so many seconds
 LEAST_GAIN = 1.05  # below it the run stays as it is
 
@@ -51,6 +54,8 @@ class Computation:
         self.unet, self.device, self.cuda_graphs = unet, device, cuda_graphs
         self.channels_last = channels_last
         self.choice: Choice | None = None
+        if device.type == "cpu":
+            keep_freed_memory()
         self._lay_out(device.type == "cuda")
 
     def _lay_out(self, channels_last: bool):
@@ -118,6 +123,19 @@ class Computation:
         except torch._dynamo.exc.TorchDynamoException as error:  # no compiler, no headers, a torn cache
             cause = getattr(error, "inner_exception", error)
             return math.inf, f" ({type(cause).__name__}: {' '.join(str(cause).split())[:300]})"
+
+
+def keep_freed_memory():
+    """Let glibc, for the rest of the process, keep what is freed for what is allocated next.
+
+    By default it gives large blocks back to the system, which clears each page when the next step asks for it again: a
+    training step of the CIFAR-10 networks, 64 images on a CPU, had 100,000 pages cleared. Memory at the peak hardly
+    differs. Other allocators and systems are left as they are.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def place(images: int) -> str:

@@ -17,13 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 
 ROUNDS = 3
 HERE = Path(__file__).parent
 IMPORTS = "import torch, diffusers; from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel"
-BATCH_SIZE, IMAGES, TRAINING_ROUNDS = 128 if torch.cuda.is_available() else 64, 512, 3
+BATCH_SIZE, IMAGES = 128 if torch.cuda.is_available() else 64, 512
+TRAINING_ROUNDS, PREPARING, STEPS = 2, 2, 4  # of a training: processes, and in each the steps not timed and timed
 SCRIPT = "examples/unconditional_image_generation/train_unconditional.py"  # in a checkout of diffusers
-SCRIPT_STEPS = 6, 2  # that it is run for, and of them those that prepare much
 
 
 def seconds_of(code: str, **environment: str) -> float:
@@ -229,33 +230,34 @@ def compiled_as_it_is(step: Callable[[], None]) -> Callable[[], None]:
     return step
 
 
-def rate_of_the_script(folder: str, network: str, precision: str, batch_size: int) -> float:
-    """Images a second of diffusers' own train_unconditional.py, in the checkout that DIFFUSERS_SOURCE names."""
-    from ddim_hf import build_unet
-
-    out, (steps, first) = Path(folder, "script"), SCRIPT_STEPS
-    images = out / "images"
-    images.mkdir(parents=True)
-    files = itertools.cycle(sorted(Path(folder, "images").glob("*.png")))
-    for number, file in enumerate(itertools.islice(files, steps * batch_size)):
-        (images / f"{number:05d}.png").write_bytes(file.read_bytes())
-    build_unet(network).save_config(out / "network")
-    words = "--resolution 32 --random_flip --use_ema --num_epochs 1 --eval_batch_size 1 --ddpm_num_inference_steps 1"
-    words = [*words.split(), "--train_batch_size", str(batch_size), "--mixed_precision", precision]
-    words += ["--train_data_dir", images, "--model_config_name_or_path", out / "network", "--output_dir", out / "run"]
-    call = [sys.executable, __file__, "script_times", *words, "--cache_dir", out / "cache"]
-    done = subprocess.run(list(map(str, call)), check=True, stdout=subprocess.PIPE, text=True)
-    times = json.loads(done.stdout.splitlines()[-1])[first - 1 :]
-    return batch_size / statistics.median(after - before for before, after in itertools.pairwise(times))
-
-
-def script_times(*words: str) -> list[float]:
-    """Run train_unconditional.py in this process, and return the time of each of its log lines, one a step."""
+def seconds_of_the_script(folder: str, network: str, precision: str, batch_size: int) -> list[float]:
+    """Seconds of each step of diffusers' own train_unconditional.py, in the checkout that DIFFUSERS_SOURCE names, run
+    in this process: of the times between its log lines, one a step, those after the steps that prepare much."""
     import runpy
 
     from accelerate import Accelerator
     from benchmark import clock
 
+    from ddim_hf import build_unet
+
+    out = Path(tempfile.mkdtemp(dir=folder))
+    images = out / "images"
+    images.mkdir()
+    files = itertools.cycle(sorted(Path(folder, "images").glob("*.png")))
+    for number, file in enumerate(itertools.islice(files, (PREPARING + STEPS) * batch_size)):
+        (images / f"{number:05d}.png").write_bytes(file.read_bytes())
+    build_unet(network).save_config(out / "network")
+    words = "--resolution 32 --random_flip --use_ema --num_epochs 1 --eval_batch_size 1 --ddpm_num_inference_steps 1"
+    words = [
+        *words.split(),
+        "--train_batch_size",
+        batch_size,
+        "--mixed_precision",
+        precision,
+        "--cache_dir",
+        out / "cache",
+    ]
+    words += ["--train_data_dir", images, "--model_config_name_or_path", out / "network", "--output_dir", out / "run"]
     times, log = [], Accelerator.log
 
     def timed(self, values, **more):
@@ -264,30 +266,53 @@ def script_times(*words: str) -> list[float]:
 
     Accelerator.log = timed
     script = Path(os.environ["DIFFUSERS_SOURCE"].split(os.pathsep)[0], SCRIPT)
-    sys.argv = [str(script), *words]
+    sys.argv = [str(script), *map(str, words)]
     with contextlib.redirect_stdout(sys.stderr):
         runpy.run_path(str(script), run_name="__main__")
-    return times
+    return [after - before for before, after in itertools.pairwise(times[PREPARING - 1 :])]
 
 
-def training_rates(folder: str, network: str, precision: str, batch_size: int) -> dict[str, float]:
-    """Images a second of each loop, in one process and in turn; stepping is timed with the device's work done."""
-    from benchmark import in_turn
+def seconds_of_steps(contender: str, folder: str, network: str, precision: str, batch_size: int) -> list[float]:
+    """Seconds of a step, several times, of one of the loops that `measure_training` compares."""
+    from benchmark import clock, synchronize
 
-    with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):
-        steps = {
-            "stock": stock_stepper(folder, network, precision, batch_size),
-            "ours": our_stepper(folder, network, precision, False, batch_size),
-            "bare": bare_stepper(network, precision, batch_size),
-            "compiled": our_stepper(folder, network, precision, True, batch_size),
-        }
-        if not torch.cuda.is_available():
-            plain = our_stepper(folder, network, precision, False, batch_size)
-            steps["compiled as it is"] = compiled_as_it_is(plain)
-    inner = 20 if torch.cuda.is_available() else 1
-    contenders = {name: lambda step=step: [step() for _ in range(inner)] for name, step in steps.items()}
-    seconds = in_turn(contenders, TRAINING_ROUNDS, f"training, {network}, {precision}")
-    return {name: batch_size * inner / value for name, value in seconds.items()}
+    settings = folder, network, precision
+    if contender == "script":
+        return seconds_of_the_script(*settings, batch_size)
+    if contender == "stock":
+        step = stock_stepper(*settings, batch_size)
+    elif contender == "bare":
+        step = bare_stepper(network, precision, batch_size)
+    else:
+        step = our_stepper(*settings, contender == "compiled", batch_size)
+    if contender == "compiled as it is":
+        step = compiled_as_it_is(step)
+    inner, seconds = 20 if torch.cuda.is_available() else 1, []
+    for _ in range(PREPARING + STEPS):
+        synchronize()
+        began = clock()
+        for _ in range(inner):
+            step()
+        synchronize()
+        seconds.append((clock() - began) / inner)
+    return seconds[PREPARING:]
+
+
+def training_rates(folder: str, network: str, precision: str, batch_size: str) -> dict[str, float]:
+    """Images a second of each loop, each in processes of its own, in turn: what one does to its process, as to its
+    allocator, is not the others'."""
+    contenders = ["stock", "ours", "bare", "compiled"]
+    contenders += [] if torch.cuda.is_available() else ["compiled as it is"]
+    contenders += ["script"] if os.environ.get("DIFFUSERS_SOURCE") else []
+    turns = [(name, number) for number in range(TRAINING_ROUNDS) for name in contenders]
+    seconds = {name: [] for name in contenders}
+    for name, _ in tqdm(turns, desc=f"training, {network}, {precision}"):
+        call = [sys.executable, __file__, "seconds_of_steps", name, folder, network, precision, batch_size]
+        done = subprocess.run(call, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"the loop {name!r} failed:\n{done.stderr[-2000:]}")
+        seconds[name] += json.loads(done.stdout.splitlines()[-1])
+    return {name: int(batch_size) / statistics.median(values) for name, values in seconds.items()}
 
 
 def measure_training(networks: str = "", batch_size: str = str(BATCH_SIZE)) -> list[dict]:
@@ -299,11 +324,7 @@ def measure_training(networks: str = "", batch_size: str = str(BATCH_SIZE)) -> l
         for precision in ("no", "bf16") if native_bf16 else ("no",):
             with tempfile.TemporaryDirectory() as folder:
                 write_images(Path(folder))
-                call = [sys.executable, __file__, "training_rates", folder, network, precision, batch_size]
-                out = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout
-                rate = json.loads(out.splitlines()[-1])
-                if os.environ.get("DIFFUSERS_SOURCE"):
-                    rate["script"] = rate_of_the_script(folder, network, precision, int(batch_size))
+                rate = training_rates(folder, network, precision, batch_size)
             row = {"what": f"training, {network}, batch {batch_size}, mixed_precision {precision}"}
             row |= {"ours images/s": rate["ours"], "ours --compile": rate["compiled"], "stock loop": rate["stock"]}
             row |= {"bare loop": rate["bare"], "ours to stock": rate["ours"] / rate["stock"]}
@@ -332,10 +353,8 @@ if __name__ == "__main__":
         print(json.dumps(PARTS[part](*arguments)))
     elif part == "sample_once":
         sample_once(arguments[0], *map(int, arguments[1:]))
-    elif part == "script_times":
-        print(json.dumps(script_times(*arguments)))
-    elif part == "training_rates":
-        print(json.dumps(training_rates(*arguments[:3], int(arguments[3]))))
+    elif part == "seconds_of_steps":
+        print(json.dumps(seconds_of_steps(*arguments[:4], int(arguments[4]))))
     else:
         print(f"{__doc__}\nPART is one of: {', '.join(PARTS)}")
         sys.exit(0 if part in ("-h", "--help") else 2)

@@ -4,13 +4,18 @@ mathematics."""
 import copy
 import json
 import math
+import os
+import platform
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
+import pytest
 import torch
 from conftest import tiny_unet
-from training_runs import config, difference, save_tiny_model, tensors
+from training_runs import ROOT, config, difference, save_tiny_model, tensors
 
 from ddim_hf.training import train
 from ddim_hf.training.computation import Choice, Computation, place
@@ -135,3 +140,27 @@ def test_a_layout_that_is_asked_for_is_kept():
         computation.compile()
         layouts.append(computation.memory_format)
         assert layouts == [torch.channels_last if wanted else torch.contiguous_format] * 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is glibc's")
+def test_a_run_on_a_cpu_keeps_the_memory_that_it_frees():
+    """Large blocks that are freed and allocated again are not cleared anew by the system, page by page."""
+    script = """
+import resource, torch
+from conftest import tiny_unet
+from ddim_hf.training.computation import Computation
+def faults():  # of ten times 64 MiB, after as many
+    for time in range(20):
+        if time == 10:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before = faults()
+Computation(tiny_unet(), torch.device("cpu"), channels_last=None, cuda_graphs=True)
+print(before, faults())
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert after < before / 10

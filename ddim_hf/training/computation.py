@@ -11,6 +11,7 @@ import torch
 
 from ..fast_sampling import replace_forwards
 from ..reports.provenance import machine
+from .dropout import draw_dropout_fast
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h, for mallopt
 PASSES, SECONDS = 3, 30  # of a trial, each way: at most so many timed passes, begun within so many seconds
@@ -68,6 +69,8 @@ class Computation:
         on_gpu = self.device.type == "cuda"
         self._lay_out(True)
         replace_forwards(self.unet, bf16=False, channel_sums=not on_gpu)
+        if self.device.type == "cpu":
+            draw_dropout_fast(self.unet)
         # Not dynamic: else the samplers' batch size would make the graphs so.
         self.unet.compile(mode="reduce-overhead" if on_gpu and self.cuda_graphs else None, dynamic=False)
 
@@ -75,7 +78,7 @@ class Computation:
         """Compute module by module again."""
         self.unet._compiled_call_impl = None  # torch has no way of its own to undo `compile`
         for module in self.unet.modules():
-            if isinstance(module, torch.nn.GroupNorm):
+            if isinstance(module, torch.nn.GroupNorm | torch.nn.Dropout):
                 vars(module).pop("forward", None)
         self._lay_out(self.device.type == "cuda")
 

@@ -58,6 +58,7 @@ def is_compiled(computation: Computation) -> bool:
     (changed,) = {
         unet._compiled_call_impl is not None,
         "forward" in vars(unet.conv_norm_out),
+        "forward" in vars(unet.mid_block.resnets[0].dropout),
         unet.conv_out.weight.is_contiguous(memory_format=torch.channels_last),
         computation.memory_format == torch.channels_last,
     }

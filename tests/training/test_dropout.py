@@ -82,6 +82,16 @@ def test_compiled_passes_draw_each_mask_once(recomputed):
     assert 0.08 < dropped < 0.12
 
 
+def test_what_is_kept_is_scaled():
+    """In training an element is 0 or itself over 1 - p, as torch's dropout has it."""
+    network, x = torch.nn.Sequential(torch.nn.Dropout(0.2)), torch.randn(1000)
+    draw_dropout_fast(network)
+    torch.manual_seed(0)
+    kept = draw_kept(x, 0.2)
+    torch.manual_seed(0)
+    torch.testing.assert_close(network(x), torch.where(kept, x / 0.8, 0.0))
+
+
 def test_evaluation_drops_nothing():
     """In evaluation and at probability 0 the input itself comes back, and nothing is drawn; at 1 all is dropped."""
     network = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Dropout(0.0))

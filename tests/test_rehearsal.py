@@ -1,6 +1,7 @@
 """examples/rehearsal.py from pictures to its report, with a tiny network and 16 pixels."""
 
 import json
+import mmap
 import runpy
 import sys
 
@@ -114,5 +115,7 @@ def test_pages_of_the_cache_are_not_private(tmp_path):
     before = private_memory()
     pixels = np.memmap(tmp_path / "pixels", mode="r")
     assert pixels.sum() == 0 and private_memory() - before < 2**24
-    own = np.ones(2**26, np.uint8)
+    fresh = mmap.mmap(-1, 2**26, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # not what the allocator has kept
+    own = np.frombuffer(fresh, np.uint8)
+    own[:] = 1
     assert own.sum() == 2**26 and private_memory() - before > 2**25

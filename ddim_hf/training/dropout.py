@@ -9,8 +9,9 @@ import torch
     "ddim_hf::draw_kept", mutates_args=(), device_types="cpu", tags=(torch.Tag.nondeterministic_seeded,)
 )
 def draw_kept(x: torch.Tensor, p: float) -> torch.Tensor:
-    """Return whether each element of x is kept, which it is with probability 1 - p in steps of 2^-16.
+    """Return, in x's shape and layout, whether each element of x is kept: with probability 1 - p, in steps of 2^-16.
 
+    Compiled code needs x itself: of two calls that look alike it may make one, and both would share a mask.
     Four elements share 64 bits of torch's generator, where torch's own dropout takes a draw of it for each.
     """
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[: x.numel()]

@@ -248,16 +248,9 @@ def seconds_of_the_script(folder: str, network: str, precision: str, batch_size:
         (images / f"{number:05d}.png").write_bytes(file.read_bytes())
     build_unet(network).save_config(out / "network")
     words = "--resolution 32 --random_flip --use_ema --num_epochs 1 --eval_batch_size 1 --ddpm_num_inference_steps 1"
-    words = [
-        *words.split(),
-        "--train_batch_size",
-        batch_size,
-        "--mixed_precision",
-        precision,
-        "--cache_dir",
-        out / "cache",
-    ]
+    words = f"{words} --train_batch_size {batch_size} --mixed_precision {precision}".split()
     words += ["--train_data_dir", images, "--model_config_name_or_path", out / "network", "--output_dir", out / "run"]
+    words += ["--cache_dir", out / "cache"]
     times, log = [], Accelerator.log
 
     def timed(self, values, **more):
@@ -304,9 +297,8 @@ def training_rates(folder: str, network: str, precision: str, batch_size: str) -
     contenders = ["stock", "ours", "bare", "compiled"]
     contenders += [] if torch.cuda.is_available() else ["compiled as it is"]
     contenders += ["script"] if os.environ.get("DIFFUSERS_SOURCE") else []
-    turns = [(name, number) for number in range(TRAINING_ROUNDS) for name in contenders]
     seconds = {name: [] for name in contenders}
-    for name, _ in tqdm(turns, desc=f"training, {network}, {precision}"):
+    for name in tqdm(contenders * TRAINING_ROUNDS, desc=f"training, {network}, {precision}"):
         call = [sys.executable, __file__, "seconds_of_steps", name, folder, network, precision, batch_size]
         done = subprocess.run(call, capture_output=True, text=True)
         if done.returncode:

@@ -38,8 +38,9 @@ def watch(
     """Run work(pipeline, show) in the network's thread; yield view(moment); return what it returns, and its seconds.
 
     `pipeline` is a copy of `pipe` over the same network; what is given to `show` is in the next moment, or superseded.
-    Closing this generator stops the work before its next pass, and so does `closing`, which raises Stopped. Batches,
-    and what is shown, come at most once in INTERVAL seconds each.
+    The first view is of the start, so that work which fails at once has had one too. Closing this generator stops the
+    work before its next pass, and so does `closing`, which raises Stopped. Batches, and what is shown, come at most
+    once in INTERVAL seconds each.
     """
     news, stopped, began = SimpleQueue(), threading.Event(), time.perf_counter()
     watched = copy.copy(pipe)
@@ -56,6 +57,7 @@ def watch(
     done.add_done_callback(lambda _: news.put(("end", None)))
     moment, kind, last = Moment(), "", {"batch": -INTERVAL, "shown": -INTERVAL}
     try:
+        yield view(moment)
         while kind != "end":
             kind, shown = news.get()
             moment.batches += kind == "batch"

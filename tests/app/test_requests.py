@@ -195,7 +195,7 @@ def test_a_request_that_is_closed_stops_before_the_next_pass(slow):
         requests.encode(pipe, image, 20, LIMITS),
         requests.interpolate(pipe, [0, 1], 9, 50, LIMITS),
     ):
-        next(request)
+        next(request), next(request)
         request.close()
         begun = len(passes)
         time.sleep(0.3)  # in which two passes more would have begun
@@ -208,7 +208,7 @@ def test_requests_end_with_the_server(slow, monkeypatch):
     pipe, passes = slow
     settings = Settings(steps=50, tau="quadratic")
     request = requests.sample(pipe, settings, LIMITS)
-    next(request)
+    next(request), next(request)
     monkeypatch.setattr(watching, "closing", threading.Event())
     watching.closing.set()
     begun = len(passes)
@@ -226,6 +226,26 @@ def test_requests_at_once_do_not_see_each_other(slow):
     for seed, view in zip((0, 40), ends, strict=True):
         expected = pipe(2, num_inference_steps=2, seeds=[seed, seed + 1]).images
         assert np.array_equal(pixels(files(view.pictures)), pixels(expected))
+
+
+def test_a_request_that_fails_at_once_has_shown_that_it_began(pipe):
+    """However soon the network fails there was a view: by it the page takes away what an earlier request has left."""
+
+    def network(*inputs):
+        raise OSError("the network failed")
+
+    broken, image = copy.copy(pipe), Image.new("L", (8, 8))
+    broken._network = network
+    for request in (
+        requests.sample(broken, Settings(images=2, steps=2), LIMITS),
+        requests.compare(broken, Settings(images=2), LIMITS),
+        requests.look_into(broken, Settings(steps=2), LIMITS),
+        requests.encode(broken, image, 2, LIMITS),
+        requests.interpolate(broken, [0, 1], 3, 2, LIMITS),
+    ):
+        assert "progress" in next(request).status
+        with pytest.raises(OSError, match="the network failed"):
+            next(request)
 
 
 def test_a_request_beyond_the_limits_is_refused_before_any_pass(slow):

@@ -64,8 +64,9 @@ def slow(pipe):
 # What is shown
 
 
-def test_images_appear_while_they_form(slow):
+def test_images_appear_while_they_form(slow, monkeypatch):
     """After each step the prediction of x_0 is shown, then the images; chunks that wait have an empty place."""
+    monkeypatch.setattr(watching, "INTERVAL", 0.0)  # else a watcher that is held up leaves a step out
     pipe, _ = slow
     settings = Settings(images=3, steps=3, tau="quadratic", seed=5)
     views = list(requests.sample(pipe, settings, Limits(at_once=2)))

@@ -696,12 +696,14 @@ class DDIMCustomPipeline(DiffusionPipeline):
         class_labels: Any = None,
         guidance_scale: float = 1.0,
         guidance_interval: Sequence[float] | None = None,
+        callback_on_schedule: Callable[[int], None] | None = None,
     ) -> dict[int, dict[str, dict[str, Any]]]:
         """Fit schedules of few steps to the network, by samples of its own that it takes many steps for.
 
         The scheduler's config keeps those that come nearer to the many steps' images than as many plain steps do, and
-        with it `save_pretrained`; calls use them by themselves (see `__call__`). Under torch.distributed all processes
-        have to call this; they share the work, up to one block of 16 images for each.
+        with it `save_pretrained`; calls use them by themselves (see `__call__`). Each is kept as soon as it is fitted,
+        whatever becomes of the others. Under torch.distributed all processes have to call this; they share the work,
+        up to one block of 16 images for each.
 
         Args:
             num_inference_steps: every S, from 1 to teacher_steps - 1.
@@ -712,6 +714,7 @@ class DDIMCustomPipeline(DiffusionPipeline):
             class_labels: the classes that the schedules are to hold for, which the noises take in turn: a name or
                 number, several, or "all". None is the null class.
             guidance_scale, guidance_interval: as in `__call__`; the schedules hold for these alone.
+            callback_on_schedule: called with each S, in ascending order, once its schedule is fitted and kept or not.
 
         Returns:
             By S, the root mean square difference from the teacher's images, contrast and band energies of the second
@@ -756,11 +759,15 @@ class DDIMCustomPipeline(DiffusionPipeline):
 
         max_batch_size = min(max_batch_size, MOST_IN_A_BLOCK)
         settings = dict(num_images=num_images, teacher_steps=teacher_steps, max_batch_size=max_batch_size)
+        record, certificates = dict(weights_hash=self._weights_hash(), seed=seed, **settings), {}
         with self.progress_bar(total=1) as bar:  # which is set when the work is known
-            fitted = fit_schedules(network, self.scheduler, draw, every, bar=bar, **settings)
+            for steps, fitted in fit_schedules(network, self.scheduler, draw, every, bar=bar, **settings):
+                keep_schedules(self.scheduler, {steps: fitted}, condition, **record)
+                _, certificates[steps] = fitted
+                if callback_on_schedule is not None:
+                    callback_on_schedule(steps)
         self.maybe_free_model_hooks()
-        keep_schedules(self.scheduler, fitted, condition, weights_hash=self._weights_hash(), seed=seed, **settings)
-        return {steps: certificate for steps, (_, certificate) in fitted.items()}
+        return certificates
 
     def calibrated_schedule(
         self,

@@ -43,17 +43,21 @@ def main():
     elif is_model(folder):
         parser.error(f"--output_dir {folder} holds a model already; allowed: a new folder, or that model in place")
     check_writable(Path(model, "scheduler") if in_place else folder)
-    pipe = load_pipeline(model, revision=revision, fast=fast)
+    pipe = load_pipeline(model, revision=revision)
     first = processes().is_main_process
+    if first and not in_place:
+        pipe.save_pretrained(folder)
+    if fast:
+        pipe.enable_fast_sampling()
     pipe.set_progress_bar_config(disable=not first, desc="calibrating", unit="image", smoothing=0.05)
-    certificates = pipe.calibrate(**settings, **classes)
+
+    def save(steps: int):  # each as soon as it is there: all of them can take an hour
+        if first:
+            pipe.save_scheduler(folder or model)
+
+    certificates = pipe.calibrate(**settings, **classes, callback_on_schedule=save)
     if first:
-        print(table(certificates), flush=True)
-        pipe.disable_fast_sampling()
-        if in_place:
-            pipe.save_scheduler(model)
-        else:
-            pipe.save_pretrained(folder)
+        print(table(certificates))
         if pipe.scheduler.config.calibrated_schedules:
             print(f"the schedules lie in {Path(folder or model) / 'scheduler' / 'scheduler_config.json'}")
 

@@ -14,7 +14,7 @@ paths, and measures the result.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,11 +52,11 @@ def fit_schedules(
     teacher_steps: int = 100,
     max_batch_size: int = MOST_IN_A_BLOCK,
     bar: tqdm | None = None,
-) -> dict[int, tuple[Schedule, dict[str, Any]]]:
-    """Return, for each S, a schedule and its certificate.
+) -> Iterator[tuple[int, tuple[Schedule, dict[str, Any]]]]:
+    """Yield each S with a schedule and its certificate, as soon as it is fitted.
 
     Processes that run under torch.distributed share the blocks of max_batch_size images; all of them have to call
-    this, and all return what one alone would.
+    this, and all yield what one alone would.
 
     Args:
         network: its output for (x, timestep, the images' numbers), of x's shape and the scheduler's prediction_type.
@@ -67,7 +67,7 @@ def fit_schedules(
         teacher_steps: from 2 to T.
         bar: counts the images that have passed through the network.
 
-    Returns:
+    Yields:
         The certificate holds `figures` on the second half of the noises for "calibrated", "plain" in S, 2 S and 5 S
         steps (where these are fewer than the teacher's) and the "teacher". It may say that the schedule is worse than
         plain.
@@ -94,7 +94,6 @@ def fit_schedules(
     def its_error(candidate: tuple[FewSteps, Weights, dict[str, Any]]) -> float:
         return error(candidate[2], measured[teacher_steps])
 
-    results = {}
     for steps in num_inference_steps:
         counts = [count for count in (steps, 2 * steps, 5 * steps) if count < teacher_steps]
         for count in counts:
@@ -115,10 +114,9 @@ def fit_schedules(
         few, weights, found = min(candidates, key=its_error)
         plain = {f"plain {count}": measured[count] for count in counts}
         teacher = {f"teacher {teacher_steps}": measured[teacher_steps]}
-        results[steps] = Schedule(few.tau, weights), {f"calibrated {steps}": found, **plain, **teacher}
+        yield steps, (Schedule(few.tau, weights), {f"calibrated {steps}": found, **plain, **teacher})
     bar.total = bar.n  # paths that coincide were walked once
     bar.refresh()
-    return results
 
 
 def _passes(block: Block, num_inference_steps: Sequence[int], teacher_steps: int, starts: Sequence[int]) -> int:

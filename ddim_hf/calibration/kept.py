@@ -24,7 +24,7 @@ def keep_schedules(
     weights_hash: str,
     **settings: int,
 ):
-    """Put what `fit_schedules` returned into the scheduler's config, save schedules that plain steps are as good as.
+    """Put what `fit_schedules` yields, by S, into the scheduler's config, save what plain steps are as good as.
 
     Others that are there stay if they were fitted to the same network and sampler: those of other steps, guidance or
     classes, and those that a new one is to replace but, being no better than plain steps, does not.

@@ -6,10 +6,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from calibration_data import S_DATA, draw, gaussian, mixture, rms, sample, sample_plainly
+from calibration_data import S_DATA, draw, fit, gaussian, mixture, rms, sample, sample_plainly
 
 from ddim_hf import DDIMSchedulerCustom
-from ddim_hf.calibration import Schedule, blocks, fit_schedules, fitting
+from ddim_hf.calibration import Schedule, blocks, fitting
 from ddim_hf.calibration.blocks import Block
 from ddim_hf.calibration.certificate import error, table
 from ddim_hf.calibration.fitting import gauss_newton
@@ -23,7 +23,7 @@ def test_ten_steps_come_ten_times_closer_to_the_odes_solution():
     to x_T s / sqrt(alpha s^2 + 1 - alpha), the solution of the ODE from the first timestep of each."""
     scheduler = DDIMSchedulerCustom(clip_sample=False)
     network, x = gaussian(scheduler), draw(range(1000, 1032)).double()
-    schedule, _ = fit_schedules(network, scheduler, draw, [10], num_images=16, teacher_steps=500)[10]
+    schedule, _ = fit(network, scheduler, draw, [10], num_images=16, teacher_steps=500)[10]
 
     def error(x0, first):
         alpha = scheduler.alphas_cumprod[first].item()
@@ -48,7 +48,7 @@ def test_schedules_of_a_mixture_are_worth_more_than_five_times_their_steps(confi
     """On a mixture of Gaussians, for each prediction type and way to clip, held-out images of the fitted schedule are
     nearer the teacher's than those of plain DDIM in five times the steps."""
     scheduler = DDIMSchedulerCustom(**config)
-    results = fit_schedules(mixture(scheduler), scheduler, draw, [5, 10], num_images=32, teacher_steps=100)
+    results = fit(mixture(scheduler), scheduler, draw, [5, 10], num_images=32, teacher_steps=100)
     for steps, (schedule, certificate) in results.items():
         assert len(schedule.timesteps) == len(schedule.weights) == steps
         assert schedule.weights[-1] == [1, 0, 0]
@@ -61,7 +61,7 @@ def test_the_certificate_is_what_the_schedule_does():
     """The certificate's difference from the teacher is that of sampling the held-out noises by the formulas."""
     scheduler = DDIMSchedulerCustom()
     network = mixture(scheduler)
-    schedule, certificate = fit_schedules(network, scheduler, draw, [6], num_images=20, teacher_steps=50)[6]
+    schedule, certificate = fit(network, scheduler, draw, [6], num_images=20, teacher_steps=50)[6]
     x = draw(range(10, 20))
     teacher = sample_plainly(network, scheduler, 50, x)
     for name, x0 in (
@@ -78,7 +78,7 @@ def test_the_certificate_is_what_the_schedule_does():
 def test_the_teacher_is_not_among_the_plain_steps():
     """Plain steps as many as the teacher's are left out of the certificate, and their cell of the table is empty."""
     scheduler = DDIMSchedulerCustom()
-    fitted = fit_schedules(mixture(scheduler), scheduler, draw, [4], num_images=4, teacher_steps=20)
+    fitted = fit(mixture(scheduler), scheduler, draw, [4], num_images=4, teacher_steps=20)
     certificates = {steps: certificate for steps, (_, certificate) in fitted.items()}
     assert list(certificates[4]) == ["calibrated 4", "plain 4", "plain 8", "teacher 20"]
     _, head, row = table(certificates).splitlines()[:3]
@@ -102,7 +102,7 @@ def test_the_same_seed_gives_the_same_schedule_whatever_the_blocks():
     """A second fit repeats the first exactly; blocks of another size change the rounding alone."""
     scheduler = DDIMSchedulerCustom()
     first, again, others = (
-        fit_schedules(mixture(scheduler), scheduler, draw, [7], num_images=10, teacher_steps=40, max_batch_size=size)
+        fit(mixture(scheduler), scheduler, draw, [7], num_images=10, teacher_steps=40, max_batch_size=size)
         for size in (64, 64, 2)
     )
     assert first == again
@@ -123,7 +123,7 @@ def test_large_states_are_fitted_on_some_of_their_values(monkeypatch):
     found = []
     for size in sizes:
         monkeypatch.setattr(blocks, "ELEMENTS", size)
-        found.append(fit_schedules(mixture(scheduler), scheduler, draw, [8], num_images=64, teacher_steps=40)[8][1])
+        found.append(fit(mixture(scheduler), scheduler, draw, [8], num_images=64, teacher_steps=40)[8][1])
     assert found[1]["calibrated 8"]["rms"] < min(2 * found[0]["calibrated 8"]["rms"], found[1]["plain 8"]["rms"] / 10)
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ from conftest import tiny_unet
 from diffusers import DDIMPipeline
 from hub_models import WRITER
 from PIL import Image
-from training_runs import ROOT
+from training_runs import ROOT, Run
 
 from ddim_hf import DDIMCustomPipeline, DDIMSchedulerCustom, pipeline_ddim_custom
 from ddim_hf.calibration import Schedule, keep_schedules, table
@@ -380,6 +381,21 @@ def test_what_save_scheduler_cannot_write_is_said_before_the_work(fitted, tmp_pa
     (tmp_path / "state.json").unlink()
     (tmp_path / "model_index.json").unlink()
     assert_refused("has no model_index.json .*; allowed: what save_pretrained has written")
+
+
+@pytest.mark.parametrize("place", ["model", "other"])
+def test_a_killed_command_keeps_what_it_has_fitted(fitted, tmp_path, place):
+    """kill -9 amid the second schedule leaves the first with the model, there or in --output_dir, and it is used."""
+    DDIMCustomPipeline(fitted.unet, DDIMSchedulerCustom()).save_pretrained(tmp_path / "model")
+    words = [str(tmp_path / "model"), "--num_inference_steps", "3,90", "--num_images", "8"]
+    words += ["--output_dir", str(tmp_path / "other")] if place == "other" else []
+    run = Run(tmp_path / "said.txt", words, script=ROOT / "examples" / "calibrate.py")
+    file = tmp_path / place / "scheduler" / "scheduler_config.json"
+    assert run.kill_when(lambda: file.is_file() and '"timesteps"' in file.read_text()), run.text()
+    assert run.wait() == -signal.SIGKILL
+    pipe = DDIMCustomPipeline.from_pretrained(tmp_path / place)
+    assert pipe.scheduler.config.calibrated_schedules["schedules"].keys() == {"3"}
+    assert images(pipe, 3).calibrated
 
 
 def test_the_command_gives_the_same_on_two_processes(fitted, tmp_path, monkeypatch, capsys):

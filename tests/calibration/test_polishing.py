@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from calibration_data import draw, mixture, rms, sample_plainly
+from calibration_data import draw, fit, mixture, rms, sample_plainly
 from tqdm.auto import tqdm
 
 from ddim_hf import DDIMSchedulerCustom
-from ddim_hf.calibration import fit_schedules, fitting, polishing
+from ddim_hf.calibration import fitting, polishing
 from ddim_hf.calibration.blocks import Block
 from ddim_hf.calibration.certificate import error
 from ddim_hf.calibration.few_steps import FewSteps
@@ -21,9 +21,9 @@ def test_polished_weights_come_nearer_to_the_teacher(monkeypatch):
     """On noises that were not fitted to, weights polished together end nearer than those of one step after another,
     along the same timesteps, for few steps and for as many as are polished on a part of the noises."""
     scheduler, steps = DDIMSchedulerCustom(), [4, 5, 12]
-    polished = fit_schedules(mixture(scheduler), scheduler, draw, steps, **SETTINGS)
+    polished = fit(mixture(scheduler), scheduler, draw, steps, **SETTINGS)
     monkeypatch.setattr(fitting, "polish", lambda few, weights, blocks, rounds: weights)
-    stepwise = fit_schedules(mixture(scheduler), scheduler, draw, steps, **SETTINGS)
+    stepwise = fit(mixture(scheduler), scheduler, draw, steps, **SETTINGS)
     for count in steps:
         (ours, certificate), (before, other) = polished[count], stepwise[count]
         assert ours.timesteps == before.timesteps and ours.weights[-1] == [1, 0, 0]
@@ -35,9 +35,9 @@ def test_what_polishing_makes_worse_is_not_kept(monkeypatch):
     """Weights that end farther off on the held-out noises are dropped for those of one step after another."""
     scheduler = DDIMSchedulerCustom()
     monkeypatch.setattr(fitting, "polish", lambda few, weights, blocks, rounds: weights)
-    wanted = fit_schedules(mixture(scheduler), scheduler, draw, [5], **SETTINGS)
+    wanted = fit(mixture(scheduler), scheduler, draw, [5], **SETTINGS)
     monkeypatch.setattr(fitting, "polish", lambda few, weights, blocks, rounds: [[2.0, 0.0, 0.0] for _ in weights])
-    assert fit_schedules(mixture(scheduler), scheduler, draw, [5], **SETTINGS) == wanted
+    assert fit(mixture(scheduler), scheduler, draw, [5], **SETTINGS) == wanted
 
 
 def test_slopes_are_those_of_the_whole_walk():
@@ -76,7 +76,7 @@ def test_the_bar_knows_how_long_it_takes():
     scheduler = DDIMSchedulerCustom()
     for steps in ([5], [10, 20], [25]):
         bar = Bar(disable=True)
-        fit_schedules(mixture(scheduler), scheduler, draw, steps, bar=bar, max_batch_size=7, **SETTINGS)
+        fit(mixture(scheduler), scheduler, draw, steps, bar=bar, max_batch_size=7, **SETTINGS)
         assert 0.6 * bar.announced < bar.count <= bar.announced
 
 
@@ -89,7 +89,7 @@ def test_half_precision_is_fitted_as_it_is_sampled():
     def noises(numbers):
         return draw(numbers).half()
 
-    fitted = fit_schedules(network, scheduler, noises, [5], num_images=16, teacher_steps=50)
+    fitted = fit(network, scheduler, noises, [5], num_images=16, teacher_steps=50)
     schedule, certificate = fitted[5]
     x = noises(range(8, 16))
     teacher = sample_plainly(network, scheduler, 50, x)

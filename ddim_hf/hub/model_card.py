@@ -253,7 +253,7 @@ def _metadata(name: str, license: str | None, config: dict, headlines: list[dict
 
 def _headlines(rows: list[dict], tau: str) -> list[dict]:
     """The figures to quote: most images and least noise first, by the model's own `tau`, unguided, in order of S;
-    those with a guide, which is another model, last."""
+    those with a guide, which is another model, last. Of what was measured of fewer images too, the most are quoted."""
     ours = [row for row in rows if row.get("implementation") in (None, "ddim_hf")]
     kinds = list(NAMES)
 
@@ -263,7 +263,11 @@ def _headlines(rows: list[dict], tau: str) -> list[dict]:
         sampler = row.get("eta") or 0, row.get("guidance_scale") not in (None, 1), row.get("num_inference_steps") or 0
         return kind, row.get("guide") is not None, -(row.get("num_images") or 0), *other, *sampler
 
-    return sorted(ours, key=place)[:HEADLINES]
+    quoted: dict[str, dict] = {}
+    for row in sorted(ours, key=place):
+        what = {key: value for key, value in row.items() if key not in (*MEASURED, "num_images") and value is not None}
+        quoted.setdefault(json.dumps(what, sort_keys=True), row)
+    return list(quoted.values())[:HEADLINES]
 
 
 def _eval_result(row: dict, datasets: list[str]) -> EvalResult:

@@ -1,5 +1,6 @@
 """Results: a file that several evaluations fill, and tables in which nothing that differs shares a cell."""
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -193,44 +194,34 @@ def test_what_the_report_says_of_its_tables_holds():
     rows = json.loads((ROOT / "models/ddim-cifar10-64/results.json").read_text())["results"]
     text = (ROOT / "docs/results.md").read_text()
     assert all(table in text for table in tables(rows).split("\n\n**"))
-    own, all_cells = text.split("## All cells")
-    of = {tau: cells_of(own.split("The other rows")[1], tau) for tau in ("uniform", "quad")}
-    of["uniform"] |= {key: value for key, value in cells_of(own, "uniform").items() if key[1] <= 20}
-    worst = {
-        (tau, s): max((cells[key], key[0]) for key in cells if key[1] == s)[1]
-        for tau, cells in of.items()
-        for s in (5, 10, 20)
+    of = {tau: cells_of(text, tau) for tau in ("uniform", "quad")}
+    etas, every = ("0.0", "0.2", "0.5", "1.0", "sigma_hat"), (5, 10, 20, 50, 100)
+    assert all(set(cells) == set(itertools.product(etas, every)) for cells in of.values())
+    worst = {(tau, s): max(etas, key=lambda eta: of[tau][eta, s]) for tau in of for s in every}
+    assert worst == dict.fromkeys(worst, "sigma_hat") | {("quad", 5): "1.0"}
+
+    def behind(eta: str, *steps: int) -> list[list[float]]:
+        """By how much an eta is behind eta 0, for each tau."""
+        return [[cells[eta, s] - cells["0.0", s] for s in steps] for cells in of.values()]
+
+    assert all(costs == sorted(costs, reverse=True) for eta in ("0.5", "1.0") for costs in behind(eta, *every))
+    for eta, least, most in (("0.5", 0.95, 3.75), ("1.0", 7.5, 44.5)):
+        costs = sum(behind(eta, 5, 10, 20), [])
+        assert least < min(costs) and max(costs) < most
+    for eta, s, most in (("0.2", 50, 0.5), ("0.5", 50, 0.5), ("0.2", 100, 0.7), ("0.5", 100, 0.7), ("1.0", 100, 0.7)):
+        assert all(abs(cost) < most for (cost,) in behind(eta, s))
+    helped = {key: of["uniform"][key] - of["quad"][key] for key in of["quad"]}
+    assert {key for key, gain in helped.items() if gain > 0} == {
+        *(("sigma_hat", s) for s in every),
+        ("1.0", 20),
+        ("1.0", 50),
+        ("0.5", 10),
     }
-    assert {key for key, eta in worst.items() if eta != "sigma_hat"} == {("quad", 5)} and worst["quad", 5] == "1.0"
-    behind = {
-        eta: [cells[eta, s] - cells["0.0", s] for cells in of.values() for s in (5, 10, 20)] for eta in ("0.5", "1.0")
-    }
-    assert (
-        min(behind["0.5"]) > 0.95
-        and max(behind["0.5"]) < 3.65
-        and min(behind["1.0"]) > 7.5
-        and max(behind["1.0"]) < 44.5
-    )
-    helped = {key for key, value in of["quad"].items() if value < of["uniform"][key]}
-    assert helped == {*(("sigma_hat", s) for s in (5, 10, 20)), ("1.0", 20), ("0.5", 10)}
-    of = {"uniform": cells_of(own, "uniform"), "quad": cells_of(own.split("With 50 steps")[1], "quad")}
-    of = {tau: {key[0]: value for key, value in cells.items() if key[1] == 50} for tau, cells in of.items()}
-    assert all(list(cells) == ["0.0", "0.2", "0.5", "1.0", "sigma_hat"] for cells in of.values())
-    assert [min(cells, key=cells.get) for cells in of.values()] == ["0.5", "0.0"]
-    assert [max(cells, key=cells.get) for cells in of.values()] == ["sigma_hat", "sigma_hat"]
-    assert all(abs(cells[eta] - cells["0.0"]) < 0.45 for cells in of.values() for eta in ("0.2", "0.5"))
-    assert {eta for eta in of["quad"] if of["quad"][eta] < of["uniform"][eta]} == {"1.0", "sigma_hat"}
-    assert of["uniform"]["1.0"] - of["quad"]["1.0"] < 0.15
-    of = {tau: cells_of(all_cells, tau) for tau in ("uniform", "quad")}
-    best, worst = {}, {}
-    for tau, cells in of.items():
-        orders = [sorted((cells[key], key[0]) for key in cells if key[1] == s) for s in (5, 10, 20, 50, 100)]
-        best[tau], worst[tau] = ([order[end][1] for order in orders] for end in (0, -1))
-    assert worst == {"uniform": ["sigma_hat"] * 5, "quad": ["1.0"] + ["sigma_hat"] * 4}
-    assert best == {"uniform": ["0.0"] * 4 + ["0.5"], "quad": ["0.2"] * 3 + ["0.0"] * 2}
-    assert all(0 < of["quad"]["0.5", s] - of["quad"]["0.0", s] < 0.1 for s in (50, 100))
-    helped = {key for key, value in of["quad"].items() if value < of["uniform"][key]}
-    assert helped == {("1.0", 50), *(("sigma_hat", s) for s in (5, 10, 20, 50, 100))}
+    assert round(helped["1.0", 50], 1) == 0.1 and round(helped["0.5", 10], 1) == 0.4
+    headline = text.split("**5,000 images**")[1]
+    plain, fitted = cells_of(headline, "uniform"), cells_of(headline.split("| 0.0 |", 1)[1], "uniform")
+    assert fitted["0.0", 10] < plain["0.0", 10] / 2
+    assert [round(fitted["0.0", s] - plain["0.0", 50], 1) for s in (10, 20)] == [0.2, -0.4]
 
 
 def test_a_file_that_cannot_be_written_is_told_before_there_is_a_figure(tmp_path):

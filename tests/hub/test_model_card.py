@@ -267,6 +267,18 @@ def test_headlines_tell_how_they_differ(run):
     )
 
 
+def test_no_headline_stands_twice(run):
+    """Of a cell that was measured of several numbers of images the metadata quote the most, wherever it was run."""
+    row = {"metric": "fid", "eta": 0.0, "seed": 0}
+    counts = [(100, 5, "here"), (500, 5, "there"), (100, 10, "here"), (500, 10, "there"), (100, 20, "here")]
+    rows = [
+        row | {"value": 1.0 + n, "num_images": n, "num_inference_steps": s, "machine": where} for n, s, where in counts
+    ]
+    (run / "results.json").write_text(json.dumps({"results": rows}))
+    told = [(one.metric_name, one.metric_value) for one in ModelCard(model_card(run)).data.eval_results]
+    assert told == [(f"FID (S = {s}, eta = 0)", 1.0 + n) for n, s in ((500, 5), (500, 10), (100, 20))]
+
+
 def test_figures_by_guidance_are_one_grid_and_told_apart(run):
     """Guidance stands in the grid's first column and in a headline's name; neither a class's own figures nor the
     schedule of each S, which is for one cell, make grids of their own."""
